@@ -1,0 +1,34 @@
+# Two commands: `make demo` measures a first sweep, `make test` proves the tree. Both set everything up.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Where torch comes from; PyTorch publishes a CPU index and one per CUDA version. Empty: the default index.
+TORCH_INDEX ?=
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/.installed
+
+# torch first and pinned: a plain `torch` may resolve to a CUDA build of several gigabytes.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (first time: a few minutes of downloads)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP_INSTALL) --editable '.[worker,local,dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/effillm run examples/quickstart.yaml --output build/demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""The language both sides speak: pydantic and the standard library only."""

@@ -1,0 +1,1 @@
+"""The rows that are the truth: schema, every write, every read."""

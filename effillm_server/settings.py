@@ -1,0 +1,69 @@
+"""Settings from the environment, prefix EFFILLM_: read once at a process's edge, passed on as a value."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from effillm_server.contract.base import Contract
+from effillm_server.errors import BadInput
+
+PREFIX = "EFFILLM_"
+
+
+class Settings(Contract):
+    """Every setting of every process; the variable is the upper-case name behind EFFILLM_."""
+
+    database_url: str | None = Field(
+        None, description="Postgres to use; none: an embedded one under the data directory"
+    )
+    ray_address: str | None = Field(None, description="head of a Ray cluster, host:port; none: a local Ray is started")
+    data_dir: Path = Field(
+        Path.home() / ".local/share/effillm", description="where the embedded database, spools and caches live"
+    )
+    host: str = Field("127.0.0.1", description="address the API listens on")
+    port: Annotated[int, Field(ge=0, le=65_535)] = Field(8750, description="port of the API; 0 takes a free one")
+    max_jobs: Annotated[int, Field(ge=1)] = Field(1_000_000, description="largest sweep accepted, in jobs")
+    lease_ttl_s: Annotated[float, Field(gt=0)] = Field(60.0, description="seconds a lease lives without renewal")
+    group_max_age_s: Annotated[float, Field(gt=0)] = Field(
+        600.0, description="seconds a load group may keep its device"
+    )
+    model_root: Path | None = Field(None, description="the only folder from which local models are loaded")
+    allow_pickled: tuple[str, ...] = Field(
+        (), description="comma-separated model ids whose pickled weights may be loaded"
+    )
+    prices: Path | None = Field(None, description="YAML file with the lab's own prices by hardware class")
+    runtimes: dict[str, str] = Field(
+        default_factory=dict, description="JSON object: runtime name -> Python interpreter"
+    )
+    admin_key: str | None = Field(None, description="first admin key")
+    lock_dir: Path = Field(
+        Path("/run/lock/effillm"), description="where device lock files live; shared by all clusters of a box"
+    )
+
+    @field_validator("allow_pickled", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("runtimes", mode="before")
+    @classmethod
+    def _object(cls, value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) else value
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Settings in force. Raises BadInput naming the variable, the value and what is allowed."""
+        source = os.environ if environment is None else environment
+        values = {name: source[PREFIX + name.upper()] for name in cls.model_fields if source.get(PREFIX + name.upper())}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = PREFIX + str(first["loc"][0]).upper()
+            raise BadInput(f"{name}={values[str(first['loc'][0])]!r}: {first['msg']}", field=name) from None

@@ -1,0 +1,1 @@
+"""Everything that runs inside the Ray cluster, down to the measuring child."""

@@ -1,0 +1,119 @@
+"""The interface every engine implements, and the registry that finds it by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from effillm_server.contract.job import Cell
+from effillm_server.contract.outcome import InfeasibleReason, LoadedModel
+
+
+class Unsupported(Exception):
+    """This engine, method or runtime cannot do what the cell asks, and says why."""
+
+
+class OutOfMemory(Exception):
+    """The framework's allocator refused; `reason` says on which side."""
+
+    def __init__(self, reason: InfeasibleReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """Everything an engine needs to load: the group's cell, threads, device, where weights live."""
+
+    cell: Cell
+    threads: int
+    device: str
+    cache_dir: str
+    architecture: dict[str, Any] | None = None
+    model_root: str | None = None
+    allow_pickled: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A prepared batch on the device. `tokens` is opaque to the session; `prompt_tokens` counts the whole batch, no padding."""
+
+    tokens: Any
+    prompt_tokens: int
+    lengths: tuple[int, ...]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """One loaded model. Marks are opaque until `resolve` turns them into nanoseconds after the iteration."""
+
+    simulated: bool
+
+    def load(self, request: LoadRequest) -> LoadedModel:
+        """Load the model. Raises Unsupported, OutOfMemory."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt by the model's own tokenizer (synthetic weights: the catalog's)."""
+        ...
+
+    def batch(self, prompts: Sequence[Sequence[int]]) -> Batch:
+        """Pad `prompts` (token ids) to one batch and move it to the device."""
+        ...
+
+    def generate(self, batch: Batch, tokens: int, mark: Callable[[], None]) -> None:
+        """Generate exactly `tokens` tokens per sequence; call `mark` once when each token k = 1 ... n of every sequence exists."""
+        ...
+
+    def mark(self) -> Any:
+        """A timestamp now in the device's order: an event on a GPU, perf_counter_ns on a CPU. Adds no synchronisation."""
+        ...
+
+    def resolve(self, marks: Sequence[Any]) -> list[int]:
+        """Nanoseconds of each mark, one clock; called after `synchronize`."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the device has done everything it was given."""
+        ...
+
+    def allocator(self) -> dict[str, int]:
+        """Bytes by the framework's device allocator: allocated, reserved, peak_allocated, peak_reserved; empty on a CPU."""
+        ...
+
+    def reset_peak(self) -> None:
+        """Start a new peak of the device allocator."""
+        ...
+
+    def kv_cache_bytes(self, batch_size: int, tokens: int) -> int | None:
+        """Predicted key-value cache: 2 x layers x kv heads x head size x tokens x batch x bytes; None when unknown."""
+        ...
+
+    def context_window(self) -> int | None:
+        """Most tokens (prompt + generated) the model takes."""
+        ...
+
+    def unload(self) -> None:
+        """Drop the model, collect garbage, empty the allocator's cache."""
+        ...
+
+
+BUILTIN = {
+    "transformers": "effillm_worker.engines.transformers:TransformersEngine",
+    "simulated": "effillm_worker.engines.simulated:SimulatedEngine",
+}
+
+
+def create(name: str) -> Engine:
+    """A new engine by registry name or entry point of the group `effillm.engines`. Raises Unsupported for others."""
+    if name in BUILTIN:
+        module, _, attribute = BUILTIN[name].partition(":")
+        made: Engine = getattr(importlib.import_module(module), attribute)()
+        return made
+    for point in entry_points(group="effillm.engines", name=name):
+        extra: Engine = point.load()()
+        return extra
+    raise Unsupported(f"no engine {name!r} in this runtime; there are {', '.join(sorted(BUILTIN))}")
