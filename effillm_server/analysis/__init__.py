@@ -1,0 +1,1 @@
+"""From raw samples to decisions: pure functions on records, rows and arrays."""
