@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
-from effillm_server.catalog.facts import HardwareFacts, ModelFacts
+from effillm_server.catalog.facts import HardwareFacts, ModelFacts, model_key
 from effillm_server.contract.base import CONTRACT_VERSION
 from effillm_server.contract.job import Cell
 from effillm_server.contract.outcome import InfeasibleReason
@@ -94,11 +94,11 @@ def expand(
     """The cells that are not excluded, one at a time, always in the same order.
 
     Load groups are contiguous; within one the size (batch x sequence) ascends, so that out of memory is met from below.
-    `models` needs every id of the definition; a hardware class the catalog lacks is taken for a GPU.
+    `models` holds the facts of every choice by `catalog.facts.model_key`, or by id alone; a hardware class the catalog lacks is taken for a GPU.
     """
     plan = definition.measurement.model_dump(mode="json")
     for ordinal, point in enumerate(_points(definition)):
-        cell = _cell(point, models[point.model.id], hardware.get(point.hardware))
+        cell = _cell(point, _facts(point.model, models), hardware.get(point.hardware))
         yield PlannedCell(ordinal, cell, _digest(cell, plan), _infeasible(point, models, hardware))
 
 
@@ -117,7 +117,7 @@ def preview(
             continue
         infeasible[verdict[0]] = infeasible.get(verdict[0], 0) + 1
         if len(examples) < EXAMPLES:
-            cell = _cell(point, models[point.model.id], hardware.get(point.hardware))
+            cell = _cell(point, _facts(point.model, models), hardware.get(point.hardware))
             examples.append(PlannedCell(ordinal, cell, _digest(cell, plan), verdict))
     pending = total - sum(infeasible.values())
     return Preview(total, pending, count(definition) - total, infeasible, tuple(examples))
@@ -210,12 +210,12 @@ def _coordinate(point: _Point, name: str) -> object:
 def _cell(point: _Point, model: ModelFacts, hardware: HardwareFacts | None) -> Cell:
     choice = point.model
     # Synthetic weights come from the architecture stored with the sweep: no hub revision has a part in them.
-    pinned = None if choice.weights is Weights.SYNTHETIC else model.revision
+    revision = choice.revision if choice.weights is Weights.SYNTHETIC else model.revision or choice.revision
     # Every value was validated with the definition; doing it again costs most of a large sweep's time.
     return Cell.model_construct(
         model=choice.id,
         weights=choice.weights,
-        revision=choice.revision or pinned,
+        revision=revision,
         quantization=point.quantization,
         dtype=compute_dtype(point.quantization, _kind(hardware)),
         engine=point.engine,
@@ -227,6 +227,10 @@ def _cell(point: _Point, model: ModelFacts, hardware: HardwareFacts | None) -> C
         generate_tokens=point.generate_tokens,
         repeat=point.repeat,
     )
+
+
+def _facts(choice: ModelChoice, models: Mapping[str, ModelFacts]) -> ModelFacts:
+    return models.get(model_key(choice)) or models[choice.id]
 
 
 def _digest(cell: Cell, plan: dict[str, object]) -> str:
@@ -245,7 +249,7 @@ def _infeasible(
     facts = hardware.get(point.hardware)
     if facts is not None and point.quantization in facts.unsupported:
         return InfeasibleReason.UNSUPPORTED, facts.unsupported[point.quantization]
-    window = models[point.model.id].context_window
+    window = _facts(point.model, models).context_window
     # The prompts of a text workload are cut to fit; one token of prompt is the least that can be left.
     prompt = point.sequence_length or 1
     if window is None or prompt + point.generate_tokens <= window:

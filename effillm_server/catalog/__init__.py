@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import Field, ValidationError
 
-from effillm_server.catalog.facts import HardwareFacts, ModelFacts, Price, Prompt, Turn, Workload
+from effillm_server.catalog.facts import HardwareFacts, ModelFacts, Price, Prompt, Turn, Workload, model_key
 from effillm_server.catalog.prices import read_prices
 from effillm_server.contract.base import Contract
 from effillm_server.errors import BadInput
@@ -27,6 +27,7 @@ __all__ = [
     "Workload",
     "hardware_class",
     "load",
+    "model_key",
     "prices",
     "read_workload",
 ]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from effillm_server.contract.base import Contract
-from effillm_server.contract.sweep import Quantization, Slug
+from effillm_server.contract.sweep import ModelChoice, Quantization, Slug
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Dollars = Annotated[float, Field(gt=0)]
@@ -32,6 +32,11 @@ class ModelFacts(Contract):
     head_dim: int | None = None
     revision: str | None = None
     source: Text
+
+
+def model_key(choice: ModelChoice) -> str:
+    """The key of a choice's facts: its id, with the revision where the user named one."""
+    return choice.id if choice.revision is None else f"{choice.id}@{choice.revision}"
 
 
 class HardwareFacts(Contract):

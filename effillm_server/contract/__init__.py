@@ -1,1 +1,1 @@
-"""The language both sides speak: pydantic and the standard library only."""
+"""The language both sides speak: pydantic and the standard library, and PyYAML in `parse` alone."""

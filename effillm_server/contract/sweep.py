@@ -171,7 +171,9 @@ class SweepDefinition(Contract):
     """A matrix of cells to measure: the product of the axes, less the exclusions."""
 
     version: Literal[1] = 1
-    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+    name: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")
+    ]
     models: Axis[ModelChoice]
     hardware: Axis[Slug]
     quantization: Axis[Quantization]
