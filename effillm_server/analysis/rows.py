@@ -42,7 +42,7 @@ COLUMN_TYPES: dict[str, type] = {
     "parameters": int, "weight_bytes": int, "bits_per_weight": float,
     "mbu_decode": float, "mfu_prefill": float, "mfu_decode": float,
     "energy_j": float, "energy_per_token_j": float, "energy_source": str,
-    "prompt_tokens_min": int, "prompt_tokens_mean": float, "prompt_tokens_max": int,
+    "processor_sockets": int, "prompt_tokens_min": int, "prompt_tokens_mean": float, "prompt_tokens_max": int,
     "stop_reason": str, "revision": str, "ordinal": int, "implied_by": int, "message": str, "verdict_reasons": list,
 }  # fmt: skip
 COLUMNS: tuple[str, ...] = tuple(COLUMN_TYPES)
@@ -64,8 +64,12 @@ def row(result: ResultRecord, ceiling: Mapping[str, Any] | None = None) -> dict[
 
 
 def row_with_series(result: ResultRecord, ceiling: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """`row` plus `series`: metric -> one value per counted iteration. What comparisons rest on; not for export."""
-    return row(result, ceiling) | {"series": series(result).metrics}
+    """`row` plus what comparisons rest on and exports leave out.
+
+    `series`: metric -> one value per counted iteration; `fingerprint_detail`: the fingerprint itself.
+    """
+    detail = (result.measurement or {}).get("fingerprint")
+    return row(result, ceiling) | {"series": series(result).metrics, "fingerprint_detail": detail}
 
 
 def _identity(result: ResultRecord) -> dict[str, Any]:
@@ -168,11 +172,13 @@ def _evidence(result: ResultRecord, measured: Series, ceiling: Mapping[str, Any]
     child = result.child or measurement.get("child") or {}
     model = child.get("loaded_model") or (measurement.get("child") or {}).get("loaded_model") or {}
     lengths = measured.prompt_tokens_per_sequence
+    hardware = (measurement.get("fingerprint") or {}).get("hardware") or {}
     energy = measurement.get("energy_j")
     return {
         "parameters": model.get("parameters"),
         "weight_bytes": model.get("weight_bytes"),
         "bits_per_weight": model.get("bits_per_weight"),
+        "processor_sockets": (hardware.get("processor") or {}).get("sockets"),
         "stop_reason": measurement.get("stop_reason"),
         "energy_j": energy,
         "energy_source": measurement.get("energy_source"),

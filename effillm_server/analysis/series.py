@@ -70,7 +70,7 @@ def _phase(samples: Sequence[Mapping[str, Any]], phase: Phase) -> list[Mapping[s
 
 def _whole_passes(samples: list[Mapping[str, Any]], prompts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """`samples` up to the last complete pass over the prompts; all of them where not even one pass was completed."""
-    length = prompts.get("batches_per_pass") or 1
+    length = prompts.get("iterations_per_pass") or 1
     whole = len(samples) // length * length
     return samples[:whole] if whole else samples
 

@@ -31,7 +31,16 @@ def full_record(**changes: object) -> ResultRecord:
 
 
 def test_the_columns_begin_with_the_names_of_the_published_row_in_order() -> None:
-    metrics = ["throughput_tok_s", "ttft_s", "ttft_in_run_s", "tpot_s", "decode_tok_s", "prefill_tok_s", "per_instance_tok_s", "e2e_s"]  # fmt: skip
+    metrics = [
+        "throughput_tok_s",
+        "ttft_s",
+        "ttft_in_run_s",
+        "tpot_s",
+        "decode_tok_s",
+        "prefill_tok_s",
+        "per_instance_tok_s",
+        "e2e_s",
+    ]
     published = [
         "sweep",
         "job",
@@ -135,7 +144,7 @@ def test_energy_is_null_with_the_reason_or_divided_by_the_tokens_of_the_window()
 
 def test_a_statistic_of_a_text_workload_covers_whole_passes_only() -> None:
     samples = [sample("measured", i, timeline(0.1 * (1 + i % 3), [0.1, 0.1, 0.1])) for i in range(7)]
-    got = row(result(samples, prompts={"batches_per_pass": 3}))
+    got = row(result(samples, prompts={"iterations_per_pass": 3}))
     assert got["iterations"] == 6
     assert got["ttft_in_run_s_mean"] == pytest.approx(0.2)
 
