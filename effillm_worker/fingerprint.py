@@ -1,7 +1,4 @@
-"""What this box is: its processor, memory and GPUs, its software, and the devices a node offers from it.
-
-Uses the standard library and psutil only, so that the measuring child can use it in a foreign runtime too.
-"""
+"""What this box is: its processor, memory and GPUs, and the devices a node offers from it."""
 
 from __future__ import annotations
 
@@ -11,22 +8,14 @@ import platform
 import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 
-from effillm_server.contract.fingerprint import DeviceDeclaration, Hardware, Processor, Software
+from effillm_server.contract.fingerprint import DeviceDeclaration, Hardware, Processor
+from effillm_worker import gpus
 
 ROOT = Path("/")
-PACKAGES = (
-    "accelerate", "auto-gptq", "bitsandbytes", "gptqmodel", "numpy", "nvidia-ml-py", "optimum", "peft", "ray", "safetensors",
-    "torch", "transformers", "triton",
-)  # fmt: skip
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "KMP_AFFINITY", "OMP_PROC_BIND", "OMP_PLACES",
-)  # fmt: skip
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 # cgroup v1 says "no limit" with a number close to 2^63.
 NO_LIMIT = 2**60
@@ -71,20 +60,6 @@ def threads(given: Sequence[int], root: Path = ROOT) -> int:
     return max(1, cores if quota is None else min(cores, int(quota)))
 
 
-def software(threads: Mapping[str, int | str | None] | None = None, blas: str | None = None) -> Software:
-    """The environment of this process. `threads` and `blas` come from the engine, which knows what it set and linked."""
-    variables = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
-    return Software(
-        python=platform.python_version(),
-        kernel=platform.release(),
-        container=container(),
-        versions={name: _installed(name) for name in PACKAGES},
-        blas=blas,
-        threads={**variables, **(threads or {})},
-        code_version=code_version(),
-    )
-
-
 def container(root: Path = ROOT) -> str | None:
     """Which kind of container this is, None on a bare box."""
     if (root / "run/.containerenv").exists():
@@ -92,17 +67,6 @@ def container(root: Path = ROOT) -> str | None:
     if (root / ".dockerenv").exists():
         return "docker"
     return "kubernetes" if "KUBERNETES_SERVICE_HOST" in os.environ else None
-
-
-@cache
-def code_version() -> str:
-    """Version of this code: a hash over its sources, which is known in a foreign runtime and in an edited tree too."""
-    top = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for package in ("effillm_server/contract", "effillm_worker"):
-        for path in sorted((top / package).rglob("*.py")):
-            digest.update(path.relative_to(top).as_posix().encode() + b"\0" + path.read_bytes())
-    return f"src-{digest.hexdigest()[:12]}"
 
 
 def machine_key(root: Path = ROOT) -> str:
@@ -119,9 +83,7 @@ def machine_key(root: Path = ROOT) -> str:
 
 def detected(node: str, *, with_cpu: bool = False) -> tuple[DeviceDeclaration, ...]:
     """The devices of this box: its GPUs; its processors when there is no GPU or `with_cpu` asks for them."""
-    from effillm_worker.gpus import found
-
-    box, memory, cpus, boards = processor(), memory_bytes(), processors(), found()
+    box, memory, cpus, boards = processor(), memory_bytes(), processors(), gpus.found()
     devices = [
         DeviceDeclaration(
             id=board.gpu.uuid,
@@ -215,13 +177,6 @@ def _cpuinfo(root: Path) -> dict[str, str]:
         if colon:
             fields.setdefault(name.strip(), value.strip())
     return fields
-
-
-def _installed(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
 
 
 def _text(path: Path) -> str:
