@@ -94,7 +94,8 @@ def expand(
     """The cells that are not excluded, one at a time, always in the same order.
 
     Load groups are contiguous; within one the size (batch x sequence) ascends, so that out of memory is met from below.
-    `models` holds the facts of every choice by `catalog.facts.model_key`, or by id alone; a hardware class the catalog lacks is taken for a GPU.
+    `models` holds the facts of every choice by `catalog.facts.model_key`, or by id alone.
+    A hardware class the catalog lacks is taken for a GPU.
     """
     plan = definition.measurement.model_dump(mode="json")
     for ordinal, point in enumerate(_points(definition)):

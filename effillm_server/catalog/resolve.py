@@ -13,6 +13,8 @@ from effillm_server.catalog.hub import HubClient, HubModel, HubRefused, HubUnrea
 from effillm_server.contract.sweep import ModelChoice, Weights
 from effillm_server.errors import BadInput
 
+__all__ = ["HubClient", "resolve", "resolve_all"]
+
 
 def resolve(choice: ModelChoice, model_root: Path | None = None, hub: HubClient | None = None) -> ModelFacts:
     """Facts of the chosen model, pinned to a hub revision where it is read from there and the hub answers.
