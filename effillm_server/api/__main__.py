@@ -1,0 +1,112 @@
+"""`python -m effillm_server.api`: the API on one address, with the reaper beside it, until a signal ends it."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+import sys
+
+import sqlalchemy
+from alembic.util import CommandError
+
+from effillm_server.api import logs
+from effillm_server.api.app import create_app
+from effillm_server.api.limits import is_loopback
+from effillm_server.api.reaper import Reaper
+from effillm_server.api.server import Server
+from effillm_server.errors import BadInput, EffillmError, Unavailable
+from effillm_server.ledger.engine import connect, migrate, schema_state
+from effillm_server.settings import Settings
+
+BACKLOG = 2048
+
+
+def main() -> int:
+    """Exit code: 0 after a signal, 1 when something needed does not answer or the port is taken, 2 for bad settings."""
+    try:
+        settings = Settings.from_environment()
+        url = _database_url(settings)
+        with _listening(settings) as listener:
+            engine = _migrated(url)
+            try:
+                _serve(settings, engine, listener)
+            finally:
+                engine.dispose()
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    except EffillmError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _database_url(settings: Settings) -> str:
+    if not is_loopback(settings.host):
+        raise BadInput(
+            f"EFFILLM_HOST={settings.host}: without API keys the API serves this machine only; "
+            "use 127.0.0.1 and reach it from elsewhere through a tunnel",
+            field="EFFILLM_HOST",
+        )
+    if settings.database_url is None:
+        raise BadInput(
+            "EFFILLM_DATABASE_URL is not set: expected postgresql://user:password@host:5432/database; "
+            "`effillm up` starts an embedded database instead",
+            field="EFFILLM_DATABASE_URL",
+        )
+    return settings.database_url
+
+
+def _listening(settings: Settings) -> socket.socket:
+    """The socket that the API listens on, bound before anything else starts. Raises Unavailable when it is taken."""
+    family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        taken = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise Unavailable(
+            f"port {settings.port} on {settings.host} {taken}: end what listens there or choose another with EFFILLM_PORT"
+        ) from None
+    return listener
+
+
+def _migrated(url: str) -> sqlalchemy.Engine:
+    """The engine of a database whose schema is this code's. Raises Unavailable."""
+    engine = connect(url, "api")
+    try:
+        if not schema_state(engine).is_current:
+            migrate(url)
+    except CommandError:
+        engine.dispose()
+        raise Unavailable(
+            "the database was migrated by a newer EffiLLM than this one: install that version here too"
+        ) from None
+    except EffillmError:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _serve(settings: Settings, engine: sqlalchemy.Engine, listener: socket.socket) -> None:
+    logs.install()
+    app = create_app(settings, engine)
+    # uvicorn raises the signal it was ended by once more after its own handler is gone.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    host, port = listener.getsockname()[:2]
+    print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    reaper = Reaper(engine, settings.lease_ttl_s)
+    reaper.start()
+    try:
+        Server(app).run(sockets=[listener])
+    finally:
+        reaper.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

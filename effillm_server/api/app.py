@@ -1,0 +1,61 @@
+"""The application: routes, the doors in front of them, and what lives as long as the process serves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import sqlalchemy
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from effillm_server import catalog
+from effillm_server.api import devices, documented, events, health, jobs, problems, results, sweeps
+from effillm_server.api.hub import Hub
+from effillm_server.api.limits import BodyLimit, Outermost, SameSite, is_loopback
+from effillm_server.api.services import Services
+from effillm_server.catalog.hub import HubClient
+from effillm_server.settings import Settings
+
+ROUTERS = (sweeps.router, jobs.router, results.router, devices.router, events.router, health.router)
+
+
+def create_app(settings: Settings, engine: sqlalchemy.Engine) -> FastAPI:
+    """The API over `engine`. Its event hub runs while the application's lifespan lasts; the reaper is the caller's."""
+    services = Services(settings, engine, catalog.load(), HubClient(), Hub(engine))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        services.hub.start(asyncio.get_running_loop())
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(services.hub.close)
+            services.models.close()
+
+    app = FastAPI(
+        title="EffiLLM",
+        version="1",
+        summary="Which language model, at which precision, batch size and sequence length, on the hardware you have",
+        lifespan=lifespan,
+        # The interactive pages load scripts from elsewhere; a lab may have no way out.
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=_operation_id,
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    problems.install(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    documented.install(app)
+    # The last one added is the first one asked.
+    app.add_middleware(BodyLimit)
+    app.add_middleware(SameSite, loopback=is_loopback(settings.host))
+    app.add_middleware(Outermost)
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return f"{route.tags[0]}_{route.name}"

@@ -1,0 +1,132 @@
+"""The event stream: server-sent events, resumed by Last-Event-ID; a subscriber that does not read is dropped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from effillm_server.api import examples
+from effillm_server.api.auth import Authenticated
+from effillm_server.api.documented import problems, raw
+from effillm_server.api.hub import Subscription, encode
+from effillm_server.api.services import Served, Services, sweep_of
+from effillm_server.ledger import queries
+from effillm_server.records import EventRecord
+
+KEEP_ALIVE_S = 15.0
+SEND_TIMEOUT_S = 10.0
+RETRY_MS = 2000
+CATCH_UP_BATCH = 1000
+MEDIA_TYPE = "text/event-stream"
+router = APIRouter(prefix="/v1", tags=["events"])
+
+EventId = Annotated[int | None, Query(ge=0, le=2**63 - 1, description="begin behind this event; 0: from the first")]
+
+
+class EventStream(Response):
+    """Sends what `chunks` yields until it ends, the client leaves, or it does not take a chunk in time."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, chunks: AsyncIterator[bytes], close: Callable[[], None]) -> None:
+        super().__init__(headers={"X-Accel-Buffering": "no", "Cache-Control": "no-store", "Connection": "close"})
+        del self.headers["content-length"]
+        self.chunks = chunks
+        self.close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.ensure_future(self._send_all(send))
+        leaving = asyncio.ensure_future(_left(receive))
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.close()
+            for task in (sending, leaving):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        # Without the last message the server cuts the connection, which is what a client that does not read gets.
+        with suppress(TimeoutError, OSError):
+            async for chunk in self.chunks:
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+@router.get(
+    "/events",
+    summary="Follow what happens, as server-sent events",
+    response_class=Response,
+    responses={
+        **problems(404),
+        200: raw(MEDIA_TYPE, examples.EVENT_STREAM, "events as they happen, their `data` an EventView"),
+    },
+)
+async def follow(
+    request: Request,
+    served: Served,
+    who: Authenticated,
+    sweep: Annotated[
+        str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="only this sweep", examples=[examples.SWEEP_ID])
+    ] = None,
+    after: EventId = None,
+    follow: Annotated[bool, Query(description="false: end once everything stored has been sent")] = True,
+    last_event_id: Annotated[int | None, Header(ge=0, le=2**63 - 1, description="sent by clients that come back")] = None,
+) -> Response:
+    """Without `after` or Last-Event-ID the stream begins with what happens next."""
+    if sweep is not None:
+        await run_in_threadpool(_must_exist, served, sweep)
+    behind = after if last_event_id is None else last_event_id
+    subscription = await served.hub.subscribe(sweep)
+    chunks = _chunks(served, subscription, behind, follow)
+    return EventStream(chunks, lambda: served.hub.unsubscribe(subscription))
+
+
+def _must_exist(served: Services, sweep_id: str) -> None:
+    with served.reading() as connection:
+        sweep_of(connection, sweep_id)
+
+
+async def _chunks(served: Services, subscription: Subscription, behind: int | None, follow: bool) -> AsyncIterator[bytes]:
+    yield f"retry: {RETRY_MS}\n\n".encode()
+    if behind is not None:
+        async for chunk in _stored(served, subscription, behind):
+            yield chunk
+    while follow:
+        arrived = await subscription.next(KEEP_ALIVE_S)
+        if arrived is None:
+            return
+        yield arrived or b": still here\n\n"
+
+
+async def _stored(served: Services, subscription: Subscription, behind: int) -> AsyncIterator[bytes]:
+    """The events between `behind` and the place where the subscription takes over."""
+    while behind < subscription.after and not subscription.ended:
+        events = await run_in_threadpool(_read, served, behind, subscription.sweep_id)
+        due = [event for event in events if event.id <= subscription.after]
+        if due:
+            yield b"".join(encode(event) for event in due)
+        if len(due) < CATCH_UP_BATCH:
+            return
+        behind = due[-1].id
+
+
+def _read(served: Services, behind: int, sweep_id: str | None) -> list[EventRecord]:
+    with served.reading() as connection:
+        return queries.events(connection, behind, CATCH_UP_BATCH, sweep_id)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

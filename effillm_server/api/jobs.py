@@ -1,0 +1,74 @@
+"""Routes of jobs: a sweep's pages of them, one with all that is known about it, cancel, retry."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from effillm_server.analysis.rows import row
+from effillm_server.api import pages
+from effillm_server.api.auth import Authenticated
+from effillm_server.api.documented import problems
+from effillm_server.api.services import JobId, Served, SweepId, job_of, sweep_of
+from effillm_server.api.views import AttemptView, JobDetail, JobView, PageView, ResultView
+from effillm_server.ledger import queries, queue
+from effillm_server.lifecycle import JobState
+
+router = APIRouter(prefix="/v1", tags=["jobs"])
+
+StateFilter = Annotated[JobState | None, Query(description="only jobs in this state", examples=["pending"])]
+
+
+@router.get("/sweeps/{sweep_id}/jobs", summary="The jobs of a sweep, in its order", responses=problems(404))
+def of_sweep(
+    request: Request,
+    response: Response,
+    served: Served,
+    who: Authenticated,
+    sweep_id: SweepId,
+    state: StateFilter = None,
+    after: pages.Cursor = None,
+    limit: pages.Limit = 100,
+) -> PageView[JobView]:
+    """Pages follow by the Link header, or by `next` as `after`."""
+    behind = pages.decode_int("jobs", after, first=-1)
+    with served.reading() as connection:
+        sweep_of(connection, sweep_id)
+        jobs = queries.jobs(connection, sweep_id, behind, limit + 1, state)
+    following = pages.encode("jobs", jobs[limit - 1].ordinal) if len(jobs) > limit else None
+    pages.link(request, response, following)
+    return PageView(items=[JobView.of(job) for job in jobs[:limit]], next=following)
+
+
+@router.get("/jobs/{job_id}", summary="A job with its attempts, log, raw samples and explanation", responses=problems(404))
+def look(served: Served, who: Authenticated, job_id: JobId) -> JobDetail:
+    """`explanation` says in words why the job is where it is; `attempts` carry the last lines of each log."""
+    with served.reading() as connection:
+        job = job_of(connection, job_id)
+        explanation = queries.explain(connection, job_id)
+        attempts = queries.attempts(connection, job_id)
+        result = queries.result(connection, job_id)
+        device = queries.device(connection, result.device_id) if result and result.device_id else None
+    shown = ResultView.of(result, row(result, device.ceiling if device else None)) if result else None
+    return JobDetail.of(
+        job, explanation=explanation, attempts=[AttemptView.of(attempt) for attempt in attempts], result=shown
+    )
+
+
+@router.post("/jobs/{job_id}/cancel", summary="Cancel a job", responses=problems(404, 409))
+def cancel(served: Served, who: Authenticated, job_id: JobId) -> JobView:
+    """A pending job is cancelled at once, a running one ended within seconds."""
+    with served.writing() as connection:
+        job_of(connection, job_id)
+        queue.cancel_job(connection, job_id)
+        return JobView.of(job_of(connection, job_id))
+
+
+@router.post("/jobs/{job_id}/retry", summary="Run a job again", responses=problems(404, 409))
+def retry(served: Served, who: Authenticated, job_id: JobId) -> JobView:
+    """A measured, failed or cancelled job becomes pending; its earlier results are kept."""
+    with served.writing() as connection:
+        job_of(connection, job_id)
+        queue.retry_job(connection, job_id)
+        return JobView.of(job_of(connection, job_id))

@@ -1,0 +1,118 @@
+"""Routes of results: the flat rows of a sweep in three formats, and its frontier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from itertools import chain
+from typing import IO, Annotated, Any, TextIO, cast
+
+from fastapi import APIRouter, Query
+from starlette.responses import StreamingResponse
+
+from effillm_server.analysis import export
+from effillm_server.analysis.rows import COLUMN_TYPES, row
+from effillm_server.api import examples
+from effillm_server.api.auth import Authenticated
+from effillm_server.api.documented import problems, raw
+from effillm_server.api.pipe import Sink, chunks_of
+from effillm_server.api.services import Served, Services, SweepId, sweep_of
+from effillm_server.api.views import FrontierView, PageView
+from effillm_server.ledger import queries
+
+router = APIRouter(prefix="/v1/sweeps/{sweep_id}", tags=["results"])
+PAGE = 200
+
+Rows = Iterator[dict[str, Any]]
+
+
+class Format(StrEnum):
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+MEDIA_TYPES = {
+    Format.JSON: "application/json",
+    Format.CSV: "text/csv; charset=utf-8",
+    Format.PARQUET: "application/vnd.apache.parquet",
+}
+WRITERS: dict[Format, Callable[[Rows, Sink], None]] = {
+    Format.JSON: lambda rows, sink: export.to_json(rows, cast(TextIO, sink)),
+    Format.CSV: lambda rows, sink: export.to_csv(rows, cast(TextIO, sink)),
+    Format.PARQUET: lambda rows, sink: export.to_parquet(rows, cast("IO[bytes]", sink)),
+}
+
+_JSON_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array"}
+ROWS_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {name: {"type": [_JSON_NAMES[kind], "null"]} for name, kind in COLUMN_TYPES.items()},
+        "additionalProperties": False,
+    },
+}
+
+
+@router.get(
+    "/results",
+    summary="The result rows of a sweep",
+    response_class=StreamingResponse,
+    responses={
+        **problems(404),
+        200: {
+            "description": "one row per job, in the sweep's order; the same names in every format",
+            "content": {
+                **raw("application/json", [examples.ROW], "", ROWS_SCHEMA)["content"],
+                **raw("text/csv", examples.ROWS_CSV, "")["content"],
+                **raw("application/vnd.apache.parquet", "PAR1", "", {"type": "string", "format": "binary"})["content"],
+            },
+        },
+    },
+)
+def rows_of(
+    served: Served,
+    who: Authenticated,
+    sweep_id: SweepId,
+    format: Annotated[Format, Query(description="json, csv or parquet")] = Format.JSON,
+) -> StreamingResponse:
+    """Streamed while it is read, so that a sweep of any size needs little memory on either side."""
+    with served.reading() as connection:
+        sweep_of(connection, sweep_id)
+    chunks = chunks_of(lambda sink: WRITERS[format](_rows(served, sweep_id), sink))
+    # The first chunk before the status line: a database that is away is still told as a problem.
+    first = next(chunks, b"")
+    headers = {"Content-Disposition": f'attachment; filename="{sweep_id}.{format}"'}
+    return StreamingResponse(_closing(first, chunks), headers=headers, media_type=MEDIA_TYPES[format])
+
+
+@router.get("/frontier", summary="The largest batch and sequence that run", responses=problems(404))
+def frontier(served: Served, who: Authenticated, sweep_id: SweepId) -> PageView[FrontierView]:
+    """Per model, quantization and device class: what ran, and the smallest cell that did not."""
+    with served.reading() as connection:
+        sweep_of(connection, sweep_id)
+        found = queries.frontier(connection, sweep_id)
+    return PageView(items=[FrontierView.of(entry) for entry in found])
+
+
+def _rows(served: Services, sweep_id: str) -> Rows:
+    """The rows of a sweep, page by page, no transaction held while a page is on its way to the client."""
+    with served.reading() as connection:
+        ceilings = {device.id: device.ceiling for device in queries.devices(connection)}
+    behind = -1
+    while True:
+        with served.reading() as connection:
+            results = queries.results(connection, sweep_id, behind, PAGE, with_samples=True)
+        for result in results:
+            yield row(result, ceilings.get(result.device_id or ""))
+        if len(results) < PAGE:
+            return
+        behind = results[-1].job.ordinal
+
+
+def _closing(first: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    try:
+        yield from chain((first,), chunks)
+    finally:
+        # A client that left early: the thread that reads the database ends with it.
+        cast(Any, chunks).close()

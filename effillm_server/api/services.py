@@ -1,0 +1,82 @@
+"""What every route needs, made once per process and handed to it: settings, database, catalog, event hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+import sqlalchemy
+from fastapi import Depends, Path, Request
+
+from effillm_server.api import examples
+from effillm_server.api.hub import Hub
+from effillm_server.catalog import Catalog
+from effillm_server.catalog.resolve import HubClient
+from effillm_server.errors import NotFound
+from effillm_server.ledger import queries
+from effillm_server.records import DeviceRecord, JobRecord, SweepRecord
+from effillm_server.settings import Settings
+
+
+@dataclass(frozen=True)
+class Services:
+    """The process's settings, its engine, the catalog, the model hub, and the hub of the event stream."""
+
+    settings: Settings
+    engine: sqlalchemy.Engine
+    catalog: Catalog
+    models: HubClient | None
+    hub: Hub
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlalchemy.Connection]:
+        """A connection for a short read; nothing is kept open behind it."""
+        with self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlalchemy.Connection]:
+        """A transaction: committed at the end, rolled back on any error."""
+        with self.engine.begin() as connection:
+            yield connection
+
+
+def services(request: Request) -> Services:
+    """The services of the application that serves this request."""
+    return cast(Services, request.app.state.services)
+
+
+Served = Annotated[Services, Depends(services)]
+
+SweepId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="id of a sweep", examples=[examples.SWEEP_ID])]
+JobId = Annotated[int, Path(ge=1, le=2**63 - 1, description="id of a job", examples=[examples.JOB_ID])]
+DeviceId = Annotated[
+    str,
+    Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,199}$", description="id of a device", examples=[examples.DEVICE_ID]),
+]
+
+
+def sweep_of(connection: sqlalchemy.Connection, sweep_id: str) -> SweepRecord:
+    """The sweep with this id. Raises NotFound."""
+    found = queries.sweep(connection, sweep_id)
+    if found is None:
+        raise NotFound(f"no sweep has the id {sweep_id!r}; GET /v1/sweeps lists them")
+    return found
+
+
+def job_of(connection: sqlalchemy.Connection, job_id: int) -> JobRecord:
+    """The job with this id. Raises NotFound."""
+    found = queries.job(connection, job_id)
+    if found is None:
+        raise NotFound(f"no job has the id {job_id}; GET /v1/sweeps/{{id}}/jobs lists a sweep's")
+    return found
+
+
+def device_of(connection: sqlalchemy.Connection, device_id: str) -> DeviceRecord:
+    """The device with this id. Raises NotFound."""
+    found = queries.device(connection, device_id)
+    if found is None:
+        raise NotFound(f"no device has the id {device_id!r}; GET /v1/devices lists them")
+    return found

@@ -1,0 +1,169 @@
+"""Routes of sweeps: submit, preview, list, look at, cancel, retry."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+
+from effillm_server import expand
+from effillm_server.api import examples, pages
+from effillm_server.api.auth import Authenticated
+from effillm_server.api.definition import submitted
+from effillm_server.api.documented import DEFINITION_BODY, problems
+from effillm_server.api.services import Served, Services, SweepId, sweep_of
+from effillm_server.api.views import ChangedView, PageView, PreviewView, SweepSummary, SweepView
+from effillm_server.catalog import ModelFacts
+from effillm_server.catalog.resolve import resolve_all
+from effillm_server.contract.sweep import SweepDefinition
+from effillm_server.errors import Conflict, Unavailable
+from effillm_server.ledger import queries, queue
+from effillm_server.ledger.enqueue import NewSweep
+from effillm_server.records import SweepRecord
+
+router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
+
+Submitted = Annotated[SweepDefinition, Depends(submitted)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[!-~]+$",
+        description="the same key and definition give the same sweep, however often they are sent",
+        examples=[examples.IDEMPOTENCY_KEY],
+    ),
+]
+
+
+@router.post(
+    "",
+    summary="Submit a sweep",
+    status_code=201,
+    openapi_extra=DEFINITION_BODY,
+    responses={**problems(409), 200: {"model": SweepView, "description": "this key stored this sweep before"}},
+)
+def submit(
+    served: Served,
+    who: Authenticated,
+    definition: Submitted,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> SweepView:
+    """Stores the sweep and all its jobs, or nothing. Cells that cannot run become rows that say why."""
+    sweep = _known(served, who.owner, idempotency_key, definition)
+    if sweep is not None:
+        response.status_code = 200
+    else:
+        _check(served, definition)
+        new = _planned(served, who.owner, idempotency_key, definition)
+        sweep = _store(served, new)
+        if sweep.id != new.id:
+            # The same request was under way twice; the other one stored it.
+            response.status_code = 200
+    response.headers["Location"] = f"/v1/sweeps/{sweep.id}"
+    return SweepView.of(sweep)
+
+
+@router.post(
+    "/preview",
+    summary="See what a sweep would be, nothing stored",
+    openapi_extra=DEFINITION_BODY,
+    responses=problems(),
+)
+def preview(served: Served, who: Authenticated, definition: Submitted) -> PreviewView:
+    """Counts the cells, and those that cannot run by reason, with the first of them as examples."""
+    _check(served, definition)
+    models = resolve_all(definition.models, served.settings.model_root, served.models)
+    with served.reading() as connection:
+        present = queries.known_hardware(connection)
+    missing = sorted(set(definition.hardware) - present)
+    return PreviewView.of(expand.preview(definition, models, served.catalog.hardware), missing)
+
+
+@router.get("", summary="List the sweeps, newest first", responses=problems())
+def listing(
+    request: Request, response: Response, served: Served, who: Authenticated, after: pages.Cursor = None, limit: pages.Limit = 50
+) -> PageView[SweepSummary]:
+    """Pages follow by the Link header, or by `next` as `after`."""
+    with served.reading() as connection:
+        sweeps = queries.sweeps(connection, pages.decode_text("sweeps", after), limit + 1)
+    following = pages.encode("sweeps", sweeps[limit - 1].id) if len(sweeps) > limit else None
+    pages.link(request, response, following)
+    return PageView(items=[SweepSummary.of(sweep) for sweep in sweeps[:limit]], next=following)
+
+
+@router.get("/{sweep_id}", summary="A sweep, its progress and definition", responses=problems(404))
+def look(served: Served, who: Authenticated, sweep_id: SweepId) -> SweepView:
+    """Counts by state come from counters, so that this stays cheap however large the sweep is."""
+    with served.reading() as connection:
+        return SweepView.of(sweep_of(connection, sweep_id))
+
+
+@router.post("/{sweep_id}/cancel", summary="Cancel what is not finished", responses=problems(404, 409))
+def cancel(served: Served, who: Authenticated, sweep_id: SweepId) -> ChangedView:
+    """Pending jobs are cancelled at once, running ones ended within seconds; results stay."""
+    with served.writing() as connection:
+        sweep_of(connection, sweep_id)
+        changed = queue.cancel_sweep(connection, sweep_id)
+    return _changed(served, sweep_id, changed)
+
+
+@router.post("/{sweep_id}/retry", summary="Run failed and cancelled jobs again", responses=problems(404, 409))
+def retry(served: Served, who: Authenticated, sweep_id: SweepId) -> ChangedView:
+    """Failed and cancelled jobs become pending; measured and infeasible ones keep their answer."""
+    with served.writing() as connection:
+        sweep_of(connection, sweep_id)
+        changed = queue.retry_sweep(connection, sweep_id)
+    return _changed(served, sweep_id, changed)
+
+
+def _changed(served: Services, sweep_id: str, changed: int) -> ChangedView:
+    with served.reading() as connection:
+        return ChangedView(changed=changed, sweep=SweepSummary.of(sweep_of(connection, sweep_id)))
+
+
+def _check(served: Services, definition: SweepDefinition) -> None:
+    with served.reading() as connection:
+        registered = queries.known_hardware(connection)
+    hardware = {*served.catalog.hardware, *registered}
+    expand.check(definition, hardware, served.catalog.workloads.keys(), served.settings.max_jobs)
+
+
+def _known(served: Services, owner: str | None, key: str | None, definition: SweepDefinition) -> SweepRecord | None:
+    """The sweep that this key stored before. Raises Conflict when it was another one."""
+    if key is None:
+        return None
+    with served.reading() as connection:
+        known = queries.sweep_by_key(connection, owner, key)
+    if known is not None and known.definition != definition:
+        raise Conflict(
+            f"the idempotency key {key!r} belongs to sweep {known.id}, whose definition is another: "
+            "use a new key for a new sweep"
+        )
+    return known
+
+
+def _planned(served: Services, owner: str | None, key: str | None, definition: SweepDefinition) -> NewSweep:
+    """The sweep with its models resolved. Outside any transaction: the hub may take seconds to answer."""
+    models = resolve_all(definition.models, served.settings.model_root, served.models)
+    hardware = {name: served.catalog.hardware[name] for name in definition.hardware if name in served.catalog.hardware}
+    facts = {
+        "models": {name: model.model_dump(mode="json") for name, model in models.items()},
+        "hardware": {name: facts.model_dump(mode="json") for name, facts in hardware.items()},
+    }
+    return NewSweep(queue.new_sweep_id(), definition, owner, key, facts)
+
+
+def _store(served: Services, sweep: NewSweep) -> SweepRecord:
+    models = {name: ModelFacts.model_validate(facts) for name, facts in sweep.facts["models"].items()}
+    planned = expand.expand(sweep.definition, models, served.catalog.hardware)
+    with served.writing() as connection:
+        queue.enqueue(connection, sweep, planned)
+    with served.reading() as connection:
+        stored = queries.sweep(connection, sweep.id)
+        if stored is None and sweep.idempotency_key is not None:
+            stored = queries.sweep_by_key(connection, sweep.owner, sweep.idempotency_key)
+    if stored is None:
+        raise Unavailable("the sweep was stored and is gone again; submit it once more")
+    return stored
