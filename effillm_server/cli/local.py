@@ -1,0 +1,250 @@
+"""EffiLLM on one box: embedded Postgres, local Ray node, fleet and API as children of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import ipaddress
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from effillm_server.cli.claim import Claim
+from effillm_server.cli.client import Client
+from effillm_server.cli.postgres import EmbeddedPostgres
+from effillm_server.cli.processes import Service, Services
+from effillm_server.cli.render import say, step
+from effillm_server.errors import BadInput, Unavailable
+from effillm_server.settings import Settings
+
+POLL_S = 0.1
+NODE_WITHIN_S = 120.0
+API_WITHIN_S = 60.0
+DEVICE_WITHIN_S = 60.0
+RAY_ANSWERS_WITHIN_S = 5.0
+# Ray puts sockets of up to 63 characters below its folder, and a socket's path may have 107.
+LONGEST_RAY_DIR = 44
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to start: the settings in force, where logs go, and what the node is to offer."""
+
+    settings: Settings
+    logs: Path
+    declared: tuple[str, ...] = ()
+    with_cpu: bool = False
+
+    @property
+    def url(self) -> str:
+        host = self.settings.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.settings.port}"
+
+
+class Box:
+    """Everything that runs here; `check` keeps it running. All methods belong to the main thread."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.is_stopping = False
+        self.services = Services(say)
+        self._postgres: EmbeddedPostgres | None = None
+        self._environment = dict(os.environ) | {
+            "EFFILLM_DATA_DIR": str(plan.settings.data_dir.absolute()),
+            "EFFILLM_HOST": plan.settings.host,
+            "EFFILLM_PORT": str(plan.settings.port),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def start(self) -> None:
+        """Starts database, node, fleet, API, each once what it needs answers. Raises EffillmError."""
+        settings = self.plan.settings
+        self._start_database(settings.database_url)
+        if settings.ray_address is None:
+            self._start_node()
+        else:
+            check_answers(settings.ray_address)
+        with step("starting fleet and API"):
+            self._start_python("fleet", "effillm_worker.fleet")
+            self._start_python("api", "effillm_server.api")
+            self._until(self._api_is_ready, API_WITHIN_S, "the API did not become ready", "api")
+
+    def check(self) -> None:
+        """Restarts what has died. Raises Unavailable when that is hopeless."""
+        self.services.check()
+
+    def stop(self) -> None:
+        """Ends everything; safe to call at any point of `start`."""
+        self.is_stopping = True
+        self.services.stop()
+        if self._postgres is not None:
+            self._postgres.remove_socket_directory()
+
+    def wait_for_devices(self, client: Client) -> list[dict[str, Any]]:
+        """The devices once one is free, or as they are when none became free in time."""
+        found: list[dict[str, Any]] = []
+
+        def one_is_free() -> bool:
+            found[:] = client.pages("/v1/devices")
+            return any(device["state"] == "free" for device in found)
+
+        with step("looking for devices"), contextlib.suppress(Unavailable):
+            self._until(one_is_free, DEVICE_WITHIN_S, "no device became free", "fleet")
+        self.check()
+        return found
+
+    def _start_database(self, url: str | None) -> None:
+        if url is None:
+            with step("starting the embedded Postgres"):
+                self._postgres = EmbeddedPostgres(self.plan.settings.data_dir.absolute(), self._log("database"))
+                self.services.start(self._postgres.prepare())
+                self._postgres.wait_until_ready(self.check)
+                url = self._postgres.url
+        with step("migrating the database"):
+            # Imported here: it costs more than everything else, and no other command needs it.
+            from effillm_server.ledger.engine import migrate
+
+            migrate(url)
+        self._environment["EFFILLM_DATABASE_URL"] = url
+
+    def _start_node(self) -> None:
+        port, ray_dir = free_port("127.0.0.1"), ray_directory(self.plan.settings.data_dir.absolute())
+        # We hold the data directory, so nobody uses it; sessions of earlier starts would pile up.
+        shutil.rmtree(ray_dir, ignore_errors=True)
+        log = self._log("node")
+        begin = log.stat().st_size if log.exists() else 0
+        arguments = ["--head", f"--port={port}", f"--temp-dir={ray_dir}"]
+        arguments += [f"--declare={claim}" for claim in self.plan.declared] + ["--cpu"] * self.plan.with_cpu
+        with step("starting a local Ray node"):
+            self._start_python("node", "effillm_worker.node", *arguments)
+            self._until(lambda: announced(log, begin), NODE_WITHIN_S, "the Ray node did not come up", "node")
+        self._environment["EFFILLM_RAY_ADDRESS"] = f"127.0.0.1:{port}"
+
+    def _start_python(self, name: str, module: str, *arguments: str) -> None:
+        command = (sys.executable, "-m", module, *arguments)
+        self.services.start(Service(name, command, dict(self._environment), self._log(name)))
+
+    def _api_is_ready(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.plan.url}/readyz", timeout=5, trust_env=False).is_success
+        return False
+
+    def _until(self, condition: Callable[[], bool], within_s: float, failure: str, name: str) -> None:
+        deadline = time.monotonic() + within_s
+        while not condition():
+            self.check()
+            if time.monotonic() > deadline:
+                raise Unavailable(f"{failure} within {within_s:g} s; log: {self._log(name)}")
+            time.sleep(POLL_S)
+
+    def _log(self, name: str) -> Path:
+        return self.plan.logs / f"{name}.log"
+
+
+@contextmanager
+def claimed(plan: Plan) -> Iterator[Box]:
+    """A box ready to be started, its data directory held and its port free. Raises EffillmError."""
+    claim = Claim(plan.settings.data_dir)
+    try:
+        plan = replace(plan, settings=checked(plan.settings))
+        plan.logs.mkdir(parents=True, exist_ok=True)
+        claim.publish({"url": plan.url})
+        yield Box(plan)
+    finally:
+        claim.release()
+
+
+def checked(settings: Settings) -> Settings:
+    """The settings with a port that is free. Raises BadInput when this box cannot be served with them."""
+    if not is_loopback(settings.host):
+        raise BadInput(
+            f"EFFILLM_HOST={settings.host} is not this box alone: the server asks for no keys yet, so `up` listens on loopback "
+            "only; unset EFFILLM_HOST or use 127.0.0.1",
+            field="EFFILLM_HOST",
+        )
+    if settings.ray_address and not settings.database_url and not is_loopback(settings.ray_address.rpartition(":")[0]):
+        raise BadInput(
+            f"EFFILLM_RAY_ADDRESS={settings.ray_address} is another box, which an embedded Postgres does not serve: "
+            "set EFFILLM_DATABASE_URL too",
+            field="EFFILLM_DATABASE_URL",
+        )
+    if settings.port == 0:
+        return settings.model_copy(update={"port": free_port(settings.host)})
+    if (failure := bind(settings.host, settings.port)) is not None:
+        taken = "is taken" if failure.errno == errno.EADDRINUSE else f"cannot be used ({failure.strerror})"
+        raise BadInput(
+            f"port {settings.port} on {settings.host} {taken}: end what listens there, or name another with --port "
+            "(0 for any free one)",
+            field="EFFILLM_PORT",
+        )
+    return settings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host is this box seen from itself."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def bind(host: str, port: int) -> OSError | None:
+    """What stands against listening there; None when nothing does."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error
+    return None
+
+
+def free_port(host: str) -> int:
+    """A port nobody listens on now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def check_answers(ray_address: str) -> None:
+    """Raises Unavailable when nothing listens at the Ray head's address, BadInput when it is none."""
+    host, _, port = ray_address.rpartition(":")
+    if not host or not port.isdigit():
+        raise BadInput(f"EFFILLM_RAY_ADDRESS={ray_address} is not HOST:PORT", field="EFFILLM_RAY_ADDRESS")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=RAY_ANSWERS_WITHIN_S).close()
+    except OSError as error:
+        raise Unavailable(
+            f"no Ray head answers at {ray_address} ({error.strerror or error}): start it with `effillm node --head`, or unset "
+            "EFFILLM_RAY_ADDRESS for a local one"
+        ) from None
+
+
+def announced(log: Path, begin: int) -> bool:
+    """Whether the node has said, since `begin`, that its cluster counts it among the living."""
+    if not log.exists():
+        return False
+    with log.open("rb") as file:
+        file.seek(begin if log.stat().st_size >= begin else 0)
+        return b'"node.ready"' in file.read()
+
+
+def ray_directory(data_dir: Path) -> Path:
+    """Where Ray keeps sockets and logs: below the data directory, or in a short place named after it."""
+    inside = data_dir / "ray"
+    if len(str(inside)) <= LONGEST_RAY_DIR:
+        return inside
+    name = hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"effillm-ray-{name}"

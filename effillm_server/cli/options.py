@@ -1,0 +1,56 @@
+"""Options and arguments that several commands share, and the client that the global ones lead to."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from effillm_server.cli.client import Client
+from effillm_server.errors import BadInput
+
+# The server reads no larger body; refusing it here saves the upload.
+LARGEST_DEFINITION_BYTES = 1024 * 1024
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
+SweepId = Annotated[
+    str, typer.Argument(metavar="SWEEP", help="Id of the sweep, the beginning of one, or `latest`.", show_default=False)
+]
+JobId = Annotated[int, typer.Argument(metavar="JOB", help="Number of the job.", min=1, show_default=False)]
+DefinitionFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="Sweep definition, YAML or JSON; `-` reads stdin.", show_default=False)
+]
+
+
+def client(context: typer.Context) -> Client:
+    """The client for the server that `--url` or the environment names."""
+    return Client(context.find_root().params.get("url"))
+
+
+def read_definition(file: Path) -> bytes:
+    """The bytes of a definition file. Raises BadInput when there are none to be had."""
+    if str(file) == "-":
+        content = sys.stdin.buffer.read(LARGEST_DEFINITION_BYTES + 1)
+    else:
+        try:
+            with file.open("rb") as stream:
+                content = stream.read(LARGEST_DEFINITION_BYTES + 1)
+        except FileNotFoundError:
+            raise BadInput(f"there is no file {file}: name a sweep definition in YAML or JSON", field="FILE") from None
+        except OSError as error:
+            raise BadInput(f"{file} cannot be read: {error.strerror}", field="FILE") from None
+    if len(content) > LARGEST_DEFINITION_BYTES:
+        raise BadInput(f"{file} is larger than 1 MiB, which no sweep definition is: name the right file", field="FILE")
+    return content
+
+
+def writable(file: Path) -> Path:
+    """`file`, its folder made. Raises BadInput when it cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab"):
+            return file
+    except OSError as error:
+        raise BadInput(f"{file} cannot be written: {error.strerror}", field="output") from None

@@ -1,0 +1,157 @@
+"""The tables of the command line, each from what the API answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from effillm_server.cli.render import (
+    ago,
+    bytes_or_blank,
+    console,
+    interval,
+    plain,
+    print_facts,
+    print_table,
+    seconds_or_blank,
+)
+
+Record = Mapping[str, Any]
+DONE_STATES = ("measured", "infeasible", "failed", "cancelled")
+
+
+def done(sweep: Record) -> int:
+    """Jobs of a sweep that have come to an end."""
+    return sum(sweep["counts"].get(state, 0) for state in DONE_STATES)
+
+
+def tally(sweep: Record) -> str:
+    """The states of a sweep's jobs in words: `9 measured, 3 infeasible`."""
+    order = ("measured", "infeasible", "failed", "cancelled", "leased", "pending")
+    words = {"leased": "running"}
+    parts = [f"{count} {words.get(state, state)}" for state in order if (count := sweep["counts"].get(state, 0))]
+    return ", ".join(parts) or "no jobs"
+
+
+def sweeps(records: Iterable[Record]) -> None:
+    """All sweeps, newest first."""
+    print_table(
+        ("sweep", "name", "state", ">done", "jobs", "created"),
+        ((s["id"], s["name"], s["state"], f"{done(s)}/{s['total']}", tally(s), ago(s["created_at"])) for s in records),
+        empty="no sweeps yet: submit one with `effillm submit FILE`",
+    )
+
+
+def configuration(cell: Record) -> str:
+    """A cell of the matrix in one phrase."""
+    sequence = f" s={cell['sequence_length']}" if cell.get("sequence_length") else ""
+    workload = f" {cell['workload']}" if cell.get("workload", "synthetic") != "synthetic" else ""
+    repeat = f" repeat {cell['repeat']}" if cell.get("repeat", 1) != 1 else ""
+    return f"{cell['model']} {cell['quantization']} b={cell['batch_size']}{sequence}{workload}{repeat} on {cell['hardware']}"
+
+
+def jobs(records: Iterable[Record]) -> None:
+    """Jobs of a sweep in the order of its matrix."""
+    print_table(
+        (">job", "state", "model", "quantization", ">batch", ">seq", "hardware", "device", "verdict", "why"),
+        (
+            (
+                j["id"], j["state"], j["cell"]["model"], j["cell"]["quantization"], j["cell"]["batch_size"],
+                j["cell"]["sequence_length"], j["cell"]["hardware"], j["device"], j["verdict"], why(j),
+            )
+            for j in records
+        ),
+        empty="no jobs in this state",
+    )  # fmt: skip
+
+
+def why(job: Record) -> str:
+    """Reason and message of a job in one phrase."""
+    parts = [part for part in (job.get("reason"), job.get("message")) if part]
+    return ": ".join(parts)
+
+
+def job(record: Record) -> None:
+    """One job: where it is and why, and its attempts."""
+    print_facts(
+        {
+            "job": record["id"], "sweep": record["sweep"], "cell": configuration(record["cell"]),
+            "engine": f"{record['cell']['engine']}, weights {record['cell']['weights']}, computes in {record['cell']['dtype']}",
+            "state": record["state"], "explanation": record.get("explanation"), "verdict": record.get("verdict"),
+            "device": record.get("device"), "implied by": record.get("implied_by"), "faults": record.get("faults") or None,
+            "measured again": record.get("remeasures") or None, "finished": ago(record.get("finished_at")),
+        }
+    )  # fmt: skip
+    attempts: Sequence[Record] = record.get("attempts") or ()
+    if not attempts:
+        return
+    console().print("")
+    print_table(
+        (">attempt", "device", "started", "outcome", "message"),
+        ((a["fence"], a["device"], ago(a["started_at"]), a["outcome"] or "running", why(a)) for a in attempts),
+        empty="",
+    )
+    tail = attempts[-1].get("log_tail") or ()
+    if tail and record["state"] != "measured":
+        console().print("\nlast lines of its log:")
+        for line in tail:
+            console().print(f"  {plain(line)}", soft_wrap=True)
+
+
+def results(rows: Iterable[Record]) -> None:
+    """Result rows: what was measured, how well it is known, and what could not run."""
+    rows = list(rows)
+    has_vram = any(row.get("vram_peak_bytes") is not None for row in rows)
+    has_hardware = len({row.get("hardware") for row in rows}) > 1
+    columns = ["state", "model", "quantization", ">batch", ">seq", ">tok/s ± 95 % CI", ">TTFT", ">RAM peak"]
+    columns += [">VRAM peak"] * has_vram + ["hardware"] * has_hardware + ["verdict / reason"]
+
+    def line(row: Record) -> list[Any]:
+        values = [
+            row["state"], row["model"], row["quantization"], row["batch_size"], row["sequence_length"],
+            interval(row, "throughput_tok_s"), seconds_or_blank(row.get("ttft_s_mean")), bytes_or_blank(row.get("ram_peak_bytes")),
+        ]  # fmt: skip
+        values += [bytes_or_blank(row.get("vram_peak_bytes"))] * has_vram + [row.get("hardware")] * has_hardware
+        verdict = row.get("verdict") or row.get("reason")
+        return [*values, f"{verdict} (simulated)" if row.get("simulated") else verdict]
+
+    print_table(columns, map(line, rows), empty="no results yet")
+
+
+def devices(records: Iterable[Record]) -> None:
+    """The lab: every device, what it does, why it does not."""
+    print_table(
+        ("device", "class", "node", "state", "memory", "doing", "last seen", "why"),
+        (
+            (
+                d["id"], d["hardware_class"] + (" (declared)" if d["declared"] else ""), d["node"], d["state"],
+                bytes_or_blank(d["memory_bytes"]), f"job {d['job']}" if d["job"] else "", ago(d["last_seen"]), d["reason"],
+            )
+            for d in records
+        ),
+        empty="no devices yet: `effillm up` offers this box, `effillm node --address HEAD` joins another",
+    )  # fmt: skip
+
+
+def frontier(records: Iterable[Record]) -> None:
+    """The largest batch and sequence that ran, per model, quantization and device class."""
+    records = list(records)
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    print_table(columns, ([r.get(c) for c in columns] for r in records), empty="nothing has been measured yet")
+
+
+def preview(answer: Record) -> None:
+    """What a sweep would be, with the first cells that cannot run."""
+    infeasible = answer["infeasible"]
+    print_facts(
+        {
+            "jobs": str(answer["total"]), "would be measured": str(answer["pending"]), "left out by exclude": answer["excluded"] or None,
+            "cannot run": ", ".join(f"{count} {reason}" for reason, count in infeasible.items()),
+            "no device now for": ", ".join(answer["missing_hardware"]),
+        }
+    )  # fmt: skip
+    examples: Sequence[Record] = answer["examples"]
+    if examples:
+        console().print("\nthe first that cannot run:")
+        for example in examples:
+            console().print(f"  {plain(configuration(example['cell']))}: {plain(example['message'])}", soft_wrap=True)
