@@ -54,8 +54,9 @@ Command = Annotated[Open | Run | Acknowledge | Close, Field(discriminator="kind"
 class Stage(Contract):
     """The child stands still at a memory stage until acknowledged. `allocator` holds device figures only the child sees.
 
-    Stages: baseline, loaded, prefill_begin, prefill_end, decode_begin, decode_end, steady, released. At a `_begin` the
-    parent resets the kernel's high-water mark; at the matching `_end` it reads it.
+    Stages: baseline, loaded, prefill_begin, prefill_end, decode_begin, steady, decode_end, released. At a `_begin` the
+    parent resets the kernel's high-water mark; at the matching `_end` it reads it. `steady` comes several times, spread
+    over the second half of the generation: its reading is their median. No decode stages when one token is generated.
     """
 
     kind: Literal["stage"] = "stage"

@@ -47,13 +47,36 @@ class Batch:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Environment:
+    """What the engine's framework says about itself: its linear algebra library, and threads as they really are.
+
+    `once_s` is time spent on what is made once and kept, such as a synthetic checkpoint: no part of a load time.
+    """
+
+    blas: str | None = None
+    once_s: float = 0.0
+    threads: dict[str, int | str | None] = field(default_factory=dict)
+
+
 class Engine(Protocol):
     """One loaded model. Marks are opaque until `resolve` turns them into nanoseconds after the iteration."""
 
     simulated: bool
 
+    def start(self, request: LoadRequest) -> Environment:
+        """Import the framework, set its threads, run one operation on the device: what `baseline` memory is read after.
+
+        Raises Unsupported, OutOfMemory.
+        """
+        ...
+
     def load(self, request: LoadRequest) -> LoadedModel:
         """Load the model. Raises Unsupported, OutOfMemory."""
+        ...
+
+    def ordinary_tokens(self) -> Sequence[int]:
+        """Token ids a synthetic prompt may hold: the vocabulary less begin, end and padding tokens."""
         ...
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:

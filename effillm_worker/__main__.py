@@ -1,0 +1,142 @@
+"""The measuring child: loads one model, measures the cells of its load group one by one, and dies with its parent."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import resource
+import sys
+import time
+import traceback
+import warnings
+
+from effillm_worker.engines.base import Engine, LoadRequest, create
+from effillm_worker.measure.channel import Channel, ParentGone, ProtocolError
+from effillm_worker.measure.refusal import answer
+from effillm_worker.measure.session import measure
+from effillm_worker.measure.software import software
+from effillm_worker.messages import Close, Closed, Failed, Open, Opened, Refused, Run
+
+LINES_OF_TRACEBACK = 12
+
+
+def main() -> int:
+    """Serve one parent over the descriptors named in the environment; the exit code."""
+    faulthandler.enable()
+    # A library's warning is for the log; an inherited -W error must not turn it into a failed cell.
+    warnings.resetwarnings()
+    for category in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
+    try:
+        channel = Channel.from_environment(os.environ)
+    except ProtocolError as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        return serve(channel)
+    except ParentGone:
+        return 0
+
+
+def serve(channel: Channel) -> int:
+    """Answer one parent from Open to Close; 0 when everything asked was answered, 1 after an error without an answer."""
+    cells = 0
+    try:
+        opening = channel.expect(Open)
+        engine = _open(channel, opening)
+        while engine is not None:
+            match command := channel.receive():
+                case Run():
+                    cells += _run(channel, engine, command, warm=cells > 0)
+                case Close():
+                    _close(channel, engine, cells)
+                    return 0
+                case _:
+                    raise ProtocolError(f"expected Run or Close, found {type(command).__name__}")
+    except ParentGone:
+        raise
+    except Exception as error:  # noqa: BLE001  the process's edge: whatever it was goes to the parent, whole
+        traceback.print_exc()
+        channel.send(Failed(message=_whole(error)))
+        return 1
+    return 0
+
+
+def _open(channel: Channel, opening: Open) -> Engine | None:
+    """The engine with its model loaded, or None after a refusal."""
+    begin, waited = time.monotonic(), 0.0
+    if opening.memory_limit_bytes is not None:
+        _limit_memory(opening.memory_limit_bytes)
+    try:
+        engine = create(opening.cell.engine)
+        environment = engine.start(_load_request(opening))
+        waited += environment.once_s + _stand_still(channel, engine, "baseline")
+        model = engine.load(_load_request(opening))
+        engine.synchronize()
+        load_s = time.monotonic() - begin - waited
+        _stand_still(channel, engine, "loaded")
+    except Exception as error:
+        refusal = answer(error)
+        if refusal is None:
+            raise
+        channel.send(Refused(reason=refusal[0], message=refusal[1]))
+        return None
+    described = software(environment)
+    channel.send(Opened(load_s=load_s, software=described, model=model, simulated=engine.simulated))
+    return engine
+
+
+def _run(channel: Channel, engine: Engine, run: Run, *, warm: bool) -> int:
+    """1 when the cell was measured, 0 when it was refused; either is reported."""
+    try:
+        record = measure(engine, channel, run)
+    except Exception as error:
+        refusal = answer(error)
+        if refusal is None:
+            raise
+        channel.send(Refused(reason=refusal[0], message=refusal[1], warm=warm))
+        return 0
+    channel.send(record)
+    return 1
+
+
+def _close(channel: Channel, engine: Engine, cells: int) -> None:
+    engine.unload()
+    _stand_still(channel, engine, "released")
+    channel.send(Closed(cells_measured=cells))
+
+
+def _stand_still(channel: Channel, engine: Engine, stage: str) -> float:
+    """Seconds the parent took to read this stage."""
+    begin = time.monotonic()
+    channel.stage(stage, engine.allocator())
+    return time.monotonic() - begin
+
+
+def _load_request(opening: Open) -> LoadRequest:
+    return LoadRequest(
+        cell=opening.cell,
+        threads=opening.threads,
+        device=opening.device,
+        cache_dir=opening.cache_dir,
+        architecture=opening.architecture,
+        model_root=opening.model_root,
+        allow_pickled=opening.allow_pickled,
+    )
+
+
+def _limit_memory(limit: int) -> None:
+    # RLIMIT_DATA counts private writable memory: an allocation beyond it fails in the allocator, which is an answer, before
+    # the kernel's killer looks for a victim. Mapped checkpoint files and a GPU's reserved addresses do not count.
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _whole(error: BaseException) -> str:
+    lines = traceback.format_exception(error)
+    return "".join(lines[-LINES_OF_TRACEBACK:]).strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

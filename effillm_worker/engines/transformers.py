@@ -1,0 +1,276 @@
+"""The engine `transformers`: Hugging Face's own `generate`, marked once a token, forced to an exact length."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from effillm_server.contract.outcome import LoadedModel
+from effillm_worker import weights
+from effillm_worker.engines.base import Batch, Environment, LoadRequest, Unsupported
+from effillm_worker.engines.clock import Clock, EventClock, ProcessorClock
+from effillm_worker.quantization import method
+from effillm_worker.quantization.base import count, kernels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id")
+
+
+class TransformersEngine:
+    """One causal language model loaded by transformers, on a processor or on the process's only visible GPU."""
+
+    simulated = False
+
+    def start(self, request: LoadRequest) -> Environment:
+        _set_environment(request.threads)
+        import torch
+
+        self._torch = torch
+        self._request = request
+        self._device = torch.device(request.device)
+        if request.device == "cuda" and not torch.cuda.is_available():
+            raise Unsupported(f"the cell needs a GPU, but torch {torch.__version__} in this runtime sees none")
+        _set_threads(torch, request.threads)
+        self._method = method(request.cell.quantization)
+        self._method.check(request.device, request.cell.dtype)
+        with _quiet():
+            begin = time.monotonic()
+            self._source = weights.source(request)
+            once_s = time.monotonic() - begin if self._source.synthetic else 0.0
+            self._config = _config(self._source)
+            self._load_options = self._method.options(request.cell.dtype)
+            self._method.start(request.device, request.cell.dtype)
+        self._clock = self._new_clock()
+        torch.ones(64, 64, device=self._device).matmul(torch.ones(64, 64, device=self._device))
+        self.synchronize()
+        return Environment(blas=_blas(torch), threads=_threads(torch), once_s=once_s)
+
+    def load(self, request: LoadRequest) -> LoadedModel:
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        dtype = getattr(self._torch, request.cell.dtype)
+        with _quiet():
+            self._model = AutoModelForCausalLM.from_pretrained(
+                self._source.location,
+                config=self._config,
+                dtype=dtype,
+                device_map={"": str(self._device)},
+                trust_remote_code=False,
+                **self._source.options,
+                **self._load_options,
+            )
+        self._model.eval()
+        # The model's own generation settings may end a sequence early, sample or penalise: none of them is used.
+        self._model.generation_config = GenerationConfig()
+        gc.collect()
+        return self._describe()
+
+    def ordinary_tokens(self) -> Sequence[int]:
+        special = {getattr(self._text_config, name, None) for name in SPECIAL_TOKENS}
+        return [token for token in range(self._text_config.vocab_size) if token not in special]
+
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        if self._source.synthetic:
+            return self._encode_by_catalog(prompts)
+        from transformers import AutoTokenizer
+
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                self._source.location, revision=self._request.cell.revision, trust_remote_code=False
+            )
+            return [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+
+    def batch(self, prompts: Sequence[Sequence[int]]) -> Batch:
+        longest = max(len(prompt) for prompt in prompts)
+        padding = getattr(self._text_config, "pad_token_id", None) or 0
+        tokens = [[padding] * (longest - len(prompt)) + list(prompt) for prompt in prompts]  # [batch, longest], left
+        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        inputs = {
+            "input_ids": self._torch.tensor(tokens, device=self._device),
+            "attention_mask": self._torch.tensor(mask, device=self._device),
+        }
+        lengths = tuple(len(prompt) for prompt in prompts)
+        return Batch(inputs, sum(lengths), lengths, {"padded_to": longest})
+
+    def generate(self, batch: Batch, tokens: int, mark: Callable[[], None]) -> None:
+        from transformers import StoppingCriteriaList
+
+        going_on = self._torch.zeros(len(batch.lengths), dtype=self._torch.bool, device=self._device)
+        criteria: Any = StoppingCriteriaList([_Marker(mark, going_on)])
+        self._model.generate(
+            **batch.tokens,
+            generation_config=self._settings(tokens),
+            stopping_criteria=criteria,
+        )
+
+    def mark(self) -> Any:
+        return self._clock.mark()
+
+    def resolve(self, marks: Sequence[Any]) -> list[int]:
+        return self._clock.resolve(marks)
+
+    def synchronize(self) -> None:
+        self._clock.synchronize()
+
+    def allocator(self) -> dict[str, int]:
+        if self._device.type != "cuda":
+            return {}
+        cuda = self._torch.cuda
+        return {
+            "allocated": cuda.memory_allocated(),
+            "reserved": cuda.memory_reserved(),
+            "peak_allocated": cuda.max_memory_allocated(),
+            "peak_reserved": cuda.max_memory_reserved(),
+        }
+
+    def reset_peak(self) -> None:
+        if self._device.type == "cuda":
+            self._torch.cuda.reset_peak_memory_stats()
+
+    def kv_cache_bytes(self, batch_size: int, tokens: int) -> int | None:
+        config = self._text_config
+        heads = getattr(config, "num_attention_heads", None)
+        layers = getattr(config, "num_hidden_layers", None)
+        if not heads or not layers:
+            return None
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        return int(2 * layers * kv_heads * size * tokens * batch_size * self._model.dtype.itemsize)
+
+    def context_window(self) -> int | None:
+        found = getattr(self._text_config, "max_position_embeddings", None)
+        return int(found) if found else None
+
+    def unload(self) -> None:
+        del self._model
+        gc.collect()
+        if self._device.type == "cuda":
+            self._torch.cuda.empty_cache()
+
+    @property
+    def _text_config(self) -> Any:
+        return self._config.get_text_config(decoder=True)
+
+    def _new_clock(self) -> Clock:
+        if self._device.type != "cuda":
+            return ProcessorClock()
+        cuda = self._torch.cuda
+        return EventClock(lambda: cuda.Event(enable_timing=True), cuda.synchronize)
+
+    def _settings(self, tokens: int) -> Any:
+        from transformers import GenerationConfig
+
+        # Without an end-of-sequence token nothing but the length ends a generation.
+        padding = getattr(self._text_config, "pad_token_id", None) or 0
+        return GenerationConfig(
+            max_new_tokens=tokens, do_sample=False, num_beams=1, use_cache=True, eos_token_id=None, pad_token_id=padding
+        )
+
+    def _describe(self) -> LoadedModel:
+        parameters = [parameter for _, parameter in self._model.named_parameters()]
+        stored = count(self._method, parameters)
+        return LoadedModel(
+            parameters=stored.weights,
+            weight_bytes=stored.bytes,
+            bits_per_weight=8 * stored.bytes / stored.weights,
+            dtype=str(self._model.dtype).removeprefix("torch."),
+            kernels=kernels(self._model.modules()),
+            details={
+                "class": type(self._model).__name__,
+                "attention": getattr(self._config, "_attn_implementation", None),
+                "buffer_bytes": sum(buffer.numel() * buffer.element_size() for buffer in self._model.buffers()),
+            },
+        )
+
+    def _encode_by_catalog(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Synthetic weights have no tokenizer; the catalog's stands in, its ids folded into the model's vocabulary."""
+        from tokenizers import Tokenizer
+
+        from effillm_server.catalog import TOKENIZER
+
+        tokenizer = Tokenizer.from_file(str(TOKENIZER))
+        size = self._text_config.vocab_size
+        return [[token % size for token in tokenizer.encode(prompt).ids] for prompt in prompts]
+
+
+class _Marker:
+    """A stopping criterion that never stops: `generate` calls it once each token of every sequence exists."""
+
+    def __init__(self, mark: Callable[[], None], going_on: torch.Tensor) -> None:
+        self._mark = mark
+        self._going_on = going_on  # [batch], all False
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> torch.Tensor:
+        self._mark()
+        return self._going_on
+
+
+def _set_environment(threads: int) -> None:
+    """Must come before torch is imported: OpenMP and MKL read their variables once."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Else transformers asks the hub, in a thread beside the measurement, to convert pickled weights.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+
+
+def _set_threads(torch: Any, threads: int) -> None:
+    torch.set_num_threads(threads)
+    if torch.get_num_interop_threads() != 1:
+        torch.set_num_interop_threads(1)  # once per process, before any parallel work
+
+
+def _threads(torch: Any) -> dict[str, int | str | None]:
+    return {"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()}
+
+
+def _blas(torch: Any) -> str | None:
+    """The linear algebra libraries torch was built with, as it states them."""
+    marks = ("mkl", "openblas", "mkl-dnn", "onednn", "accelerate")
+    lines = (line.strip(" -") for line in torch.__config__.show().splitlines())
+    found = [line for line in lines if line.lower().startswith(("intel", "openblas")) or "MKL-DNN" in line]
+    if found:
+        return "; ".join(found)
+    settings = torch.__config__.show().lower()
+    return next((mark for mark in marks if mark in settings), None)
+
+
+def _config(source: weights.Source) -> Any:
+    """The model's configuration, its class imported: `baseline` holds the code, `loaded` the weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = {key: value for key, value in source.options.items() if key != "use_safetensors"}
+    try:
+        config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, **options)
+    except ValueError as error:
+        raise Unsupported(f"transformers in this runtime does not know this model: {_sentence(error)}") from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise Unsupported(f"{config.model_type} is not a causal language model transformers can load")
+    _ = AutoModelForCausalLM._model_mapping[type(config)]
+    return config
+
+
+def _sentence(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Whatever a library warns of goes to the log and stops nothing."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        yield

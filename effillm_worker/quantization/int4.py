@@ -1,0 +1,45 @@
+"""NF4 by bitsandbytes: two weights a byte with a scale per block of 64, multiplied in the cell's dtype."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from effillm_worker.quantization import base
+
+
+class Int4:
+    """Linear layers as `Linear4bit`; embeddings, norms and the output head stay in the compute dtype."""
+
+    name = "int4"
+
+    def check(self, device: str, dtype: str) -> None:
+        base.require(("bitsandbytes", "accelerate"), "int4")
+
+    def start(self, device: str, dtype: str) -> None:
+        import bitsandbytes
+        import torch
+
+        # It logs a line for every product of every layer: thousands a second, inside the measurement.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        layer = bitsandbytes.nn.Linear4bit(64, 64, quant_type="nf4", compute_dtype=getattr(torch, dtype)).to(device)
+        with torch.no_grad():
+            layer(torch.ones(1, 64, dtype=getattr(torch, dtype), device=device))
+
+    def options(self, dtype: str) -> dict[str, Any]:
+        from transformers import BitsAndBytesConfig
+
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        return {"quantization_config": config}
+
+    def stored(self, parameter: Any) -> base.Stored:
+        packed = base.plain(parameter)
+        state = getattr(parameter, "quant_state", None)
+        if state is None:
+            return packed
+        scales = base.plain(state.absmax).bytes + base.plain(state.code).bytes
+        return base.Stored(math.prod(state.shape), packed.bytes + scales)
+
+
+INT4 = Int4()

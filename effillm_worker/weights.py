@@ -1,0 +1,148 @@
+"""Where a model's weights come from: the hub, a folder below the model root, or a synthetic checkpoint made once.
+
+Nothing a model ships is ever executed: no remote code, and no pickled weights unless an operator's setting allows them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from effillm_server.contract.sweep import Weights
+from effillm_worker.engines.base import LoadRequest, Unsupported
+
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".msgpack", ".h5")
+SYNTHETIC_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to hand to transformers: a folder or hub id, and the arguments that keep it from going anywhere else."""
+
+    location: str
+    options: dict[str, Any] = field(default_factory=dict)
+    synthetic: bool = False
+
+
+def source(request: LoadRequest) -> Source:
+    """Where to load the request's model from. Raises Unsupported when the model's files may not be loaded."""
+    cell = request.cell
+    folder = local_folder(cell.model, request.model_root)
+    if cell.weights is Weights.SYNTHETIC:
+        architecture = request.architecture or _architecture(cell.model, folder, cell.revision)
+        made = synthetic(architecture, cell.model, Path(request.cache_dir))
+        return Source(str(made), {"local_files_only": True, "use_safetensors": True}, synthetic=True)
+    if folder is not None:
+        _refuse_pickled(folder, cell.model, allowed=request.allow_pickled)
+        return Source(str(folder), {"local_files_only": True} | _format(folder, request.allow_pickled))
+    options: dict[str, Any] = {} if request.allow_pickled else {"use_safetensors": True}
+    return Source(cell.model, options | ({"revision": cell.revision} if cell.revision else {}))
+
+
+def local_folder(model: str, model_root: str | None) -> Path | None:
+    """The model's folder below the model root, None when there is none.
+
+    Raises Unsupported when the folder, or a file in it, lies outside the model root once links are followed.
+    """
+    if model_root is None:
+        return None
+    if ".." in Path(model).parts or Path(model).is_absolute():
+        raise Unsupported(f"{model!r} is not a folder below the model root: no '..' and no absolute path")
+    root = Path(model_root).resolve()
+    folder = root / model
+    if not (folder / "config.json").is_file():
+        return None
+    for path in (folder, *folder.rglob("*")):
+        if not path.resolve().is_relative_to(root):
+            raise Unsupported(f"{path.relative_to(root)} is a link out of the model root: copy the file itself there")
+    return folder
+
+
+def synthetic(architecture: dict[str, Any], model: str, cache_dir: Path) -> Path:
+    """Folder of a safetensors checkpoint of this architecture with random weights, written once and shared by processes.
+
+    A process of its own writes it: this one's memory is about to be measured.
+    """
+    folder = synthetic_folder(architecture, model, cache_dir)
+    if not folder.is_dir():
+        job = json.dumps({"architecture": architecture, "model": model, "cache_dir": str(cache_dir)})
+        done = subprocess.run(
+            [sys.executable, "-m", "effillm_worker.synthetic"], input=job, text=True, capture_output=True, check=False
+        )
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise SyntheticFailed(f"writing the synthetic weights of {model} failed: {last}")
+    return folder
+
+
+class SyntheticFailed(Exception):
+    """The synthetic checkpoint could not be written."""
+
+
+def synthetic_folder(architecture: dict[str, Any], model: str, cache_dir: Path) -> Path:
+    """Where the synthetic checkpoint of an architecture lives: one folder per exact architecture."""
+    text = json.dumps([SYNTHETIC_FORMAT, architecture], sort_keys=True, separators=(",", ":"))
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", model).strip("-.")[:80]
+    return cache_dir / "synthetic" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+@contextmanager
+def written_once(folder: Path) -> Iterator[Path | None]:
+    """A fresh folder beside `folder` to write into, renamed to it at the end; None when another process has made it.
+
+    Processes wait for each other by a lock file; a reader sees the whole folder or none, and a writer's death leaves
+    nothing but rubbish that the next writer removes.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for rubbish in folder.parent.glob(f".{folder.name}.*.part"):
+            shutil.rmtree(rubbish, ignore_errors=True)
+        if folder.is_dir():
+            yield None
+            return
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        try:
+            yield part
+            part.chmod(0o755)
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _format(folder: Path, allow_pickled: bool) -> dict[str, Any]:
+    return {} if allow_pickled and not any(folder.glob("*.safetensors")) else {"use_safetensors": True}
+
+
+def _refuse_pickled(folder: Path, model: str, *, allowed: bool) -> None:
+    if allowed or any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
+    found = f"found only {', '.join(pickled[:3])}" if pickled else "found no weights"
+    raise Unsupported(
+        f"{model} has no safetensors weights ({found}): pickled weights can run code, so they are refused unless the operator "
+        "names the model in EFFILLM_ALLOW_PICKLED"
+    )
+
+
+def _architecture(model: str, folder: Path | None, revision: str | None) -> dict[str, Any]:
+    """The model's own config.json, from its folder or the hub."""
+    from huggingface_hub import hf_hub_download
+
+    path = folder / "config.json" if folder is not None else None
+    if path is None:
+        path = Path(hf_hub_download(model, "config.json", revision=revision, token=os.environ.get("HF_TOKEN")))
+    read: dict[str, Any] = json.loads(path.read_text())
+    return read
