@@ -18,15 +18,16 @@ import typer
 from effillm_server.cli import local, tables, watch
 from effillm_server.cli.client import Client
 from effillm_server.cli.local import Box, Plan
-from effillm_server.cli.options import AsJson, DefinitionFile, read_definition, writable
+from effillm_server.cli.options import AsJson, DefinitionFile, read_definition, writable_folder
 from effillm_server.cli.render import print_json, say
+from effillm_server.cli.results import Format, export
 from effillm_server.contract.parse import parse_definition
 from effillm_server.contract.sweep import SweepDefinition
 from effillm_server.errors import BadInput
 from effillm_server.settings import Settings
 
 CHECK_INTERVAL_S = 0.5
-EXPORTS = ("csv", "json", "parquet")
+EXPORTS = (Format.CSV, Format.JSON, Format.PARQUET)
 
 Declared = Annotated[
     list[str] | None,
@@ -80,8 +81,7 @@ def run(
     """
     content = read_definition(file)
     definition = parse_definition(content)
-    for form in EXPORTS:
-        writable(output / f"results.{form}")
+    writable_folder(output)
     with tempfile.TemporaryDirectory(prefix="effillm-", ignore_cleanup_errors=True) as folder:
         settings = Settings.from_environment().model_copy(update={"data_dir": Path(folder), "port": 0})
         with running(Plan(settings, output.absolute() / "logs", tuple(declare or ()), with_cpu)) as box:
@@ -157,7 +157,7 @@ def welcome(plan: Plan, devices: list[dict[str, Any]], *, as_json: bool) -> None
         print(f"  device {device['id']}: {device['hardware_class']}, {device['state']}{reason}")
     print("\n  submit a sweep   effillm submit FILE --watch")
     print("  look around      effillm ls · effillm devices · effillm results")
-    print(f"  REST interface   {plan.url}/docs")
+    print(f"  REST interface   {plan.url}/v1, described at {plan.url}/openapi.json")
     print(
         f"\nLogs are in {plan.logs}. Ctrl-C stops everything; what is pending goes on with the next `effillm up`.",
         flush=True,
@@ -167,5 +167,5 @@ def welcome(plan: Plan, devices: list[dict[str, Any]], *, as_json: bool) -> None
 def save(client: Client, sweep_id: str, output: Path) -> Any:
     """Writes every export into `output`; returns the rows."""
     for form in EXPORTS:
-        (output / f"results.{form}").write_bytes(client.get_bytes(f"/v1/sweeps/{sweep_id}/results", format=form))
+        export(client, sweep_id, form, output / f"results.{form}")
     return client.get(f"/v1/sweeps/{sweep_id}/results", format="json")

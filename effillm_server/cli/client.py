@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
@@ -51,9 +52,14 @@ class Client:
         """The decoded answer of GET `path`."""
         return self._request("GET", path, params=present(params)).json()
 
-    def get_bytes(self, path: str, **params: Any) -> bytes:
-        """The answer of GET `path` as it came."""
-        return self._request("GET", path, params=present(params)).content
+    def download(self, path: str, target: IO[bytes], **params: Any) -> None:
+        """Writes the answer of GET `path` to `target` as it comes; a million rows need no more memory than one."""
+        with self._explained(), self._http.stream("GET", path, params=present(params)) as response:
+            if response.is_error:
+                response.read()
+                raise problem(response)
+            for chunk in response.iter_bytes():
+                target.write(chunk)
 
     def post(self, path: str) -> Any:
         """The decoded answer of POST `path` without a body."""
@@ -110,8 +116,17 @@ class Client:
         return matching[0]
 
     def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        try:
+        with self._explained():
             response = self._http.request(method, path, **arguments)
+        if response.is_error:
+            raise problem(response)
+        return response
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what the connection may suffer into words."""
+        try:
+            yield
         except httpx.ConnectError as error:
             raise Unavailable(
                 f"no EffiLLM server answers at {self.url} ({reason(error)}): start one with `effillm up`, "
@@ -121,9 +136,6 @@ class Client:
             raise Unanswered(f"the server at {self.url} did not answer in time: see its log, then try again") from None
         except httpx.HTTPError as error:
             raise Unanswered(f"the connection to {self.url} broke ({reason(error)}): try again") from None
-        if response.is_error:
-            raise problem(response)
-        return response
 
 
 class Unanswered(Unavailable):
@@ -150,10 +162,16 @@ def problem(response: httpx.Response) -> EffillmError:
             return Unavailable(f"{detail}: try again later")
         case status if status < 500:
             field = document.get("field")
-            return BadInput(detail, field=str(field) if field else None)
+            return BadInput("\n".join([detail, *further(document)]), field=str(field) if field else None)
         case _:
             request_id = document.get("request_id") or response.headers.get("x-request-id")
             return Unavailable(f"{detail}" + (f" (request {request_id} in the server's log)" if request_id else ""))
+
+
+def further(document: dict[str, Any]) -> list[str]:
+    """The problems of a document behind the first, one line each; its detail tells the first."""
+    errors = document.get("errors")
+    return [f"  {error['field']}: {error['message']}" for error in errors[1:]] if isinstance(errors, list) else []
 
 
 def local_url() -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -15,18 +16,18 @@ from effillm_server.cli.render import plain, print_json
 
 def devices(context: typer.Context, as_json: AsJson = False) -> None:
     """List the devices of the lab, what each does, and why it does not."""
-    answer = client(context).get("/v1/devices")
-    found = answer["items"] if isinstance(answer, dict) else answer
+    found = client(context).get("/v1/devices")["items"]
     print_json(found) if as_json else tables.devices(found)
 
 
 def drain(
     context: typer.Context,
     device: Annotated[str, typer.Argument(metavar="DEVICE", help="Id of the device.", show_default=False)],
+    undo: Annotated[bool, typer.Option("--undo", help="Give a drained device jobs again.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Let a device finish what it holds and take nothing more."""
-    answer = client(context).post(f"/v1/devices/{device}/drain")
+    answer = client(context).post(f"/v1/devices/{quote(device, safe='')}/{'undrain' if undo else 'drain'}")
     print_json(answer) if as_json else print(plain(f"device {answer['id']}: {answer['state']}"))
 
 

@@ -75,10 +75,10 @@ class Box:
             self._start_node()
         else:
             check_answers(settings.ray_address)
-        with step("starting fleet and API"):
+        with step("starting fleet and API", "fleet and API are up"):
             self._start_python("fleet", "effillm_worker.fleet")
             self._start_python("api", "effillm_server.api")
-            self._until(self._api_is_ready, API_WITHIN_S, "the API did not become ready", "api")
+            self._must("api", self._api_is_ready, API_WITHIN_S)
 
     def check(self) -> None:
         """Restarts what has died. Raises Unavailable when that is hopeless."""
@@ -96,26 +96,23 @@ class Box:
         found: list[dict[str, Any]] = []
 
         def one_is_free() -> bool:
-            found[:] = client.pages("/v1/devices")
+            with contextlib.suppress(Unavailable):
+                found[:] = client.pages("/v1/devices")
             return any(device["state"] == "free" for device in found)
 
-        with step("looking for devices"), contextlib.suppress(Unavailable):
-            self._until(one_is_free, DEVICE_WITHIN_S, "no device became free", "fleet")
-        self.check()
+        with step("waiting for a device", "looked for devices"), contextlib.suppress(TimeoutError):
+            self._until(one_is_free, DEVICE_WITHIN_S)
         return found
 
     def _start_database(self, url: str | None) -> None:
         if url is None:
-            with step("starting the embedded Postgres"):
+            with step("starting the embedded Postgres", "the embedded Postgres is up"):
                 self._postgres = EmbeddedPostgres(self.plan.settings.data_dir.absolute(), self._log("database"))
                 self.services.start(self._postgres.prepare())
                 self._postgres.wait_until_ready(self.check)
                 url = self._postgres.url
-        with step("migrating the database"):
-            # Imported here: it costs more than everything else, and no other command needs it.
-            from effillm_server.ledger.engine import migrate
-
-            migrate(url)
+        with step("migrating the database", "the database has this version's schema"):
+            migrated(url)
         self._environment["EFFILLM_DATABASE_URL"] = url
 
     def _start_node(self) -> None:
@@ -126,9 +123,9 @@ class Box:
         begin = log.stat().st_size if log.exists() else 0
         arguments = ["--head", f"--port={port}", f"--temp-dir={ray_dir}"]
         arguments += [f"--declare={claim}" for claim in self.plan.declared] + ["--cpu"] * self.plan.with_cpu
-        with step("starting a local Ray node"):
+        with step("starting a local Ray node", "the Ray node is up"):
             self._start_python("node", "effillm_worker.node", *arguments)
-            self._until(lambda: announced(log, begin), NODE_WITHIN_S, "the Ray node did not come up", "node")
+            self._must("node", lambda: announced(log, begin), NODE_WITHIN_S)
         self._environment["EFFILLM_RAY_ADDRESS"] = f"127.0.0.1:{port}"
 
     def _start_python(self, name: str, module: str, *arguments: str) -> None:
@@ -140,13 +137,22 @@ class Box:
             return httpx.get(f"{self.plan.url}/readyz", timeout=5, trust_env=False).is_success
         return False
 
-    def _until(self, condition: Callable[[], bool], within_s: float, failure: str, name: str) -> None:
+    def _until(self, condition: Callable[[], bool], within_s: float) -> None:
+        """Returns when the condition holds. Raises TimeoutError, and Unavailable when a child cannot run."""
         deadline = time.monotonic() + within_s
         while not condition():
             self.check()
             if time.monotonic() > deadline:
-                raise Unavailable(f"{failure} within {within_s:g} s; log: {self._log(name)}")
+                raise TimeoutError
             time.sleep(POLL_S)
+
+    def _must(self, name: str, condition: Callable[[], bool], within_s: float) -> None:
+        try:
+            self._until(condition, within_s)
+        except TimeoutError:
+            raise Unavailable(
+                f"the {name} did not become ready within {within_s:g} s; log: {self._log(name)}"
+            ) from None
 
     def _log(self, name: str) -> Path:
         return self.plan.logs / f"{name}.log"
@@ -163,6 +169,21 @@ def claimed(plan: Plan) -> Iterator[Box]:
         yield Box(plan)
     finally:
         claim.release()
+
+
+def migrated(url: str) -> None:
+    """Brings the database to this version's schema. Raises EffillmError."""
+    # Imported here: they cost more than everything else, and no other command needs them.
+    from alembic.util import CommandError
+
+    from effillm_server.ledger.engine import migrate
+
+    try:
+        migrate(url)
+    except CommandError:
+        raise Unavailable(
+            "the database was migrated by a newer EffiLLM than this one: install that version, or use another database"
+        ) from None
 
 
 def checked(settings: Settings) -> Settings:

@@ -103,5 +103,6 @@ def report(message: str, field: str | None, code: int, *, as_json: bool) -> int:
         document = {"error": message, "field": field, "exit_code": code}
         sys.stderr.write(json.dumps({name: value for name, value in document.items() if value is not None}) + "\n")
     else:
-        sys.stderr.write(f"effillm: {plain(message)}\n")
+        lines = [plain(line) for line in message.splitlines()]
+        sys.stderr.write("effillm: " + "\n".join(lines) + "\n")
     return code

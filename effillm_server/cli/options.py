@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import typer
 
@@ -46,11 +48,24 @@ def read_definition(file: Path) -> bytes:
     return content
 
 
-def writable(file: Path) -> Path:
-    """`file`, its folder made. Raises BadInput when it cannot be written."""
+@contextmanager
+def replacing(file: Path) -> Iterator[IO[bytes]]:
+    """A stream whose content becomes `file` once it is complete; until then the old one stays. Raises BadInput."""
+    part = file.with_name(f"{file.name}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("ab"):
-            return file
+        with part.open("wb") as stream:
+            yield stream
+        part.replace(file)
     except OSError as error:
         raise BadInput(f"{file} cannot be written: {error.strerror}", field="output") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def writable_folder(folder: Path) -> Path:
+    """`folder`, made if it is not there. Raises BadInput when files cannot be written into it."""
+    with replacing(folder / ".writable"):
+        pass
+    (folder / ".writable").unlink()
+    return folder

@@ -116,14 +116,14 @@ def decimals(value: float) -> int:
 
 
 @contextmanager
-def step(doing: str) -> Iterator[None]:
-    """Says what is being done while it is done, and how long it took."""
+def step(doing: str, done: str) -> Iterator[None]:
+    """Says what is being done while it is done, then what has been reached and how long it took."""
     talk = console(stderr=True)
     begun = time.monotonic()
     if talk.is_terminal:
-        with talk.status(plain(doing)):
+        with talk.status(f"{doing} …"):
             yield
     else:
-        talk.print(f"{plain(doing)} …")
+        talk.print(f"{doing} …")
         yield
-    talk.print(f"  {plain(doing)}: done in {format_seconds(time.monotonic() - begun)}", soft_wrap=True)
+    talk.print(f"{done} ({format_seconds(time.monotonic() - begun)})")

@@ -13,7 +13,7 @@ import typer
 
 from effillm_server.cli import tables
 from effillm_server.cli.client import Client
-from effillm_server.cli.options import AsJson, JobId, SweepId, client, writable
+from effillm_server.cli.options import AsJson, JobId, SweepId, client, replacing
 from effillm_server.cli.render import console, print_json, say
 from effillm_server.errors import BadInput
 from effillm_server.lifecycle import JobState
@@ -48,31 +48,35 @@ def results(
         if output is not None:
             raise BadInput("a table goes to the terminal only: add --format csv, json or parquet", field="format")
         tables.results(server.get(f"/v1/sweeps/{sweep_id}/results", format="json"))
+    elif output is not None:
+        export(server, sweep_id, form, output)
+        say(f"wrote {output}")
+    elif form is Format.PARQUET and console().is_terminal:
+        raise BadInput("Parquet is not for reading on a terminal: name a file with -o FILE", field="output")
     else:
-        deliver(server.get_bytes(f"/v1/sweeps/{sweep_id}/results", format=str(form)), form, output)
+        server.download(f"/v1/sweeps/{sweep_id}/results", sys.stdout.buffer, format=str(form))
+        sys.stdout.buffer.flush()
+
+
+def export(server: Client, sweep_id: str, form: Format, file: Path) -> None:
+    """Saves the rows of a sweep; the file is there when it is complete."""
+    with replacing(file) as stream:
+        server.download(f"/v1/sweeps/{sweep_id}/results", stream, format=str(form))
 
 
 def show_frontier(server: Client, sweep_id: str, form: Format, output: Path | None) -> None:
     """The frontier as a table or as JSON."""
     if form not in (Format.TABLE, Format.JSON):
         raise BadInput(f"the frontier is shown as table or json, not as {form}", field="format")
-    answer = server.get(f"/v1/sweeps/{sweep_id}/frontier")
-    if form is Format.JSON or output is not None:
-        deliver((json.dumps(answer, indent=2) + "\n").encode(), Format.JSON, output)
-    else:
-        tables.frontier(answer["items"] if isinstance(answer, dict) else answer)
-
-
-def deliver(content: bytes, form: Format, output: Path | None) -> None:
-    """Writes an export to its file, or to stdout."""
+    entries = server.get(f"/v1/sweeps/{sweep_id}/frontier")["items"]
     if output is not None:
-        writable(output).write_bytes(content)
+        with replacing(output) as stream:
+            stream.write((json.dumps(entries, indent=2) + "\n").encode())
         say(f"wrote {output}")
-    elif form is Format.PARQUET and console().is_terminal:
-        raise BadInput("Parquet is not for reading on a terminal: name a file with -o FILE", field="output")
+    elif form is Format.JSON:
+        print_json(entries)
     else:
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
+        tables.frontier(entries)
 
 
 def jobs(

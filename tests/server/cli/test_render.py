@@ -1,0 +1,64 @@
+"""What is printed: numbers as people read them, nothing that steers the terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from effillm_server.cli import tables
+from effillm_server.cli.render import interval, plain
+from effillm_server.cli.watch import Snapshot, doing, time_left
+
+
+def test_control_characters_from_elsewhere_do_not_reach_the_terminal() -> None:
+    assert plain("a\x1b[31mred\x07\nb") == "a�[31mred� b"
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "text"),
+    [
+        (41.2567, 40.9, 41.6, "41.26 ± 0.35"),
+        (1234.5, 1230.0, 1239.0, "1234 ± 4"),
+        (None, None, None, ""),
+        (5.0, None, None, "5"),
+    ],
+)
+def test_a_mean_is_shown_with_half_the_width_of_its_interval(
+    mean: float | None, low: float | None, high: float | None, text: str
+) -> None:
+    assert interval({"x_mean": mean, "x_ci95_low": low, "x_ci95_high": high}, "x") == text
+
+
+def test_markup_in_a_name_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.sweeps([sweep("[bold]name[/bold] :smile:")])
+    assert "[bold]name[/bold] :smile:" in capsys.readouterr().out
+
+
+def test_a_tally_names_only_the_states_there_are() -> None:
+    assert tables.tally(sweep("x")) == "2 measured, 1 infeasible, 1 running"
+
+
+def test_an_empty_list_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.sweeps([])
+    assert capsys.readouterr().out == "no sweeps yet: submit one with `effillm submit FILE`\n"
+
+
+def test_what_is_running_is_told_before_what_waits() -> None:
+    assert doing(Snapshot(sweep("x"), ("a on cpu",), None)) == "now: a on cpu"
+    assert doing(Snapshot(sweep("x"), (), "waiting for a device of class t4")) == "waiting for a device of class t4"
+
+
+def test_time_left_follows_the_rate_seen_here() -> None:
+    assert time_left(0, 10, 5.0) is None
+    assert time_left(5, 10, 20.0) == 40.0
+
+
+def sweep(name: str) -> dict[str, object]:
+    counts = {"measured": 2, "infeasible": 1, "leased": 1, "pending": 0}
+    return {
+        "id": "s1",
+        "name": name,
+        "state": "running",
+        "total": 4,
+        "counts": counts,
+        "created_at": "2026-01-01T00:00:00+00:00",
+    }
