@@ -80,6 +80,15 @@ def check_token(address: str) -> None:
     )
 
 
+def answers(address: str) -> bool:
+    """Whether a head answers at `address` at all."""
+    try:
+        _check_alive(address, os.environ)
+    except Unavailable:
+        return False
+    return True
+
+
 def is_loopback(address: str) -> bool:
     """Whether host:port names this machine's loopback interface."""
     host = address.rpartition(":")[0].strip("[]")

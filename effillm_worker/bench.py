@@ -1,0 +1,210 @@
+"""One device's measuring place: the warm child, kept for its load group and replaced for the next."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from effillm_server.catalog import load
+from effillm_server.contract.fingerprint import DeviceDeclaration
+from effillm_server.contract.job import Lease
+from effillm_server.contract.outcome import (
+    ChildRecord,
+    Fault,
+    FaultKind,
+    Infeasible,
+    InfeasibleReason,
+    Measured,
+    Outcome,
+)  # fmt: skip
+from effillm_server.contract.sweep import Isolation
+from effillm_server.settings import Settings
+from effillm_worker import fingerprint
+from effillm_worker.isolate import Child, ChildSpec, DeviceBusy
+from effillm_worker.log import event
+from effillm_worker.messages import Open, Run
+
+DEFAULT_RUNTIME = "default"
+# A first load may download the weights.
+LOAD_DEADLINE_S = 3600.0
+CLOSE_DEADLINE_S = 60.0
+# The child keeps the cell's time limit itself; this is for one that does not.
+CELL_MARGIN_S = 120.0
+# An ended child's supervisor may need a moment to let go of the device.
+LOCK_PATIENCE_S = 10.0
+LOCK_RETRY_S = 0.1
+MEMORY_SHARE = 0.9
+
+
+@dataclass
+class _Warm:
+    """A living child and the group it has loaded."""
+
+    child: Child
+    group: str
+    since: datetime
+
+
+class Bench:
+    """Measures leases one after another, in the warm child where their group allows it.
+
+    `measure` and `put_away` belong to one thread, which also forks the children; `cancel` may come from any other.
+    """
+
+    def __init__(
+        self,
+        device: DeviceDeclaration,
+        settings: Settings,
+        on_closed: Callable[[ChildRecord], None],
+        on_progress: Callable[..., None] | None = None,
+    ) -> None:
+        self._device = device
+        self._settings = settings
+        self._on_closed = on_closed
+        self._on_progress = on_progress
+        self._guard = threading.Lock()
+        self._warm: _Warm | None = None
+        self._running: tuple[int, int] | None = None
+        self._cancelled: set[tuple[int, int]] = set()
+
+    @property
+    def held(self) -> tuple[str, datetime] | None:
+        """The group that is loaded now and since when."""
+        warm = self._warm
+        return None if warm is None else (warm.group, warm.since)
+
+    def measure(self, lease: Lease) -> Outcome:
+        """The outcome of one lease; the child stays warm only after a measured cell of a shared group."""
+        key = (lease.job_id, lease.fence)
+        with self._guard:
+            self._running = key
+        try:
+            outcome = self._measure(lease)
+        finally:
+            with self._guard:
+                self._running = None
+                self._cancelled.discard(key)
+        if not isinstance(outcome, Measured):
+            self.discard()
+        elif lease.isolation is Isolation.CELL:
+            closed = self.put_away()
+            return outcome if closed is None else outcome.model_copy(update={"child": closed})
+        return outcome
+
+    def cancel(self, job_id: int, fence: int) -> bool:
+        """End this lease if it is the one being measured; whether it was."""
+        with self._guard:
+            if self._running != (job_id, fence):
+                return False
+            self._cancelled.add((job_id, fence))
+            if self._warm is not None:
+                self._warm.child.cancel()
+            return True
+
+    def put_away(self) -> ChildRecord | None:
+        """Close the warm child in order, so that its memory after unloading is known; its record."""
+        warm = self._take_warm()
+        if warm is None:
+            return None
+        record = warm.child.close(CLOSE_DEADLINE_S)
+        self._on_closed(record)
+        return record
+
+    def discard(self) -> None:
+        """End the warm child at once."""
+        warm = self._take_warm()
+        if warm is not None:
+            warm.child.kill()
+
+    def _measure(self, lease: Lease) -> Outcome:
+        interpreter = self._interpreter(lease)
+        if isinstance(interpreter, Infeasible):
+            return interpreter
+        started = time.monotonic()
+        warm = self._child_of(lease, interpreter)
+        if not isinstance(warm, _Warm):
+            return warm
+        facts = load().models.get(lease.cell.model)
+        window = None if facts is None else facts.context_window
+        event(
+            "cell.start", job=lease.job_id, fence=lease.fence, device=self._device.id, group=lease.load_group,
+            preparation_s=round(time.monotonic() - started, 4),
+        )  # fmt: skip
+        run = Run(cell=lease.cell, plan=lease.plan, context_window=window)
+        return warm.child.run(run, deadline_s=lease.plan.time_limit_s * 1.1 + CELL_MARGIN_S)
+
+    def _child_of(self, lease: Lease, interpreter: str) -> _Warm | Outcome:
+        """The warm child of the lease's group, or a fresh one with the model loaded, or why there is none."""
+        warm = self._warm
+        if warm is not None and warm.group == lease.load_group and not lease.fresh_child and warm.child.is_alive:
+            return warm
+        self.put_away()
+        child = self._start(lease, interpreter)
+        if not isinstance(child, Child):
+            return child
+        child.on_progress = self._on_progress
+        warm = _Warm(child, lease.load_group, datetime.now(UTC))
+        with self._guard:
+            self._warm = warm
+            if (lease.job_id, lease.fence) in self._cancelled:
+                child.cancel()
+        opened = child.open(self._opening(lease), LOAD_DEADLINE_S)
+        return warm if isinstance(opened, ChildRecord) else opened
+
+    def _start(self, lease: Lease, interpreter: str) -> Child | Fault:
+        give_up = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            try:
+                return Child.start(self._spec(lease, interpreter))
+            except DeviceBusy as busy:
+                if time.monotonic() >= give_up:
+                    return Fault(fault=FaultKind.LOST, message=f"another process holds the device: {busy}")
+            time.sleep(LOCK_RETRY_S)
+
+    def _spec(self, lease: Lease, interpreter: str) -> ChildSpec:
+        return ChildSpec(
+            device=self._device,
+            interpreter=interpreter,
+            lock_dir=self._settings.lock_dir,
+            work_dir=self._settings.data_dir / "work" / self._device.id,
+            threads=fingerprint.threads(self._device.processors),
+            memory_limit_bytes=int(fingerprint.memory_bytes() * MEMORY_SHARE),
+            load_group=lease.load_group,
+        )
+
+    def _opening(self, lease: Lease) -> Open:
+        facts = load().models.get(lease.cell.model)
+        root = self._settings.model_root
+        return Open(
+            cell=lease.cell,
+            threads=fingerprint.threads(self._device.processors),
+            device="cuda" if self._device.gpu_uuid else "cpu",
+            architecture=None if facts is None else facts.architecture,
+            model_root=None if root is None else str(root.absolute()),
+            cache_dir=str((self._settings.data_dir / "cache").absolute()),
+            allow_pickled=lease.cell.model in self._settings.allow_pickled,
+            memory_limit_bytes=int(fingerprint.memory_bytes() * MEMORY_SHARE),
+        )
+
+    def _interpreter(self, lease: Lease) -> str | Infeasible:
+        runtime, known = lease.cell.runtime, self._settings.runtimes
+        if runtime in known:
+            if Path(known[runtime]).is_file():
+                return known[runtime]
+            missing = f"runtime {runtime!r} names {known[runtime]}, which is not on this node"
+        elif runtime == DEFAULT_RUNTIME:
+            return sys.executable
+        else:
+            there = ", ".join(sorted({DEFAULT_RUNTIME, *known}))
+            missing = f"no runtime {runtime!r} on node {self._device.node}; there are: {there} (EFFILLM_RUNTIMES)"
+        return Infeasible(reason=InfeasibleReason.UNSUPPORTED, message=missing)
+
+    def _take_warm(self) -> _Warm | None:
+        with self._guard:
+            warm, self._warm = self._warm, None
+        return warm

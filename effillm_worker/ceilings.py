@@ -1,0 +1,80 @@
+"""What a device can do at most, measured once for each fingerprint and kept in the data directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from effillm_server.contract.fingerprint import DeviceDeclaration, Fingerprint
+from effillm_server.settings import Settings
+from effillm_worker import fingerprint as box
+from effillm_worker.environment import child_environment
+from effillm_worker.isolate import lock_file
+from effillm_worker.log import event
+from effillm_worker.supervisor import take_lock
+
+MODULE = "effillm_worker.meters.ceiling"
+MEASURE_WITHIN_S = 300.0
+# What a ceiling depends on; our own version and Ray's do not move it.
+LIBRARIES = ("torch", "numpy", "triton")
+
+
+def ceiling(device: DeviceDeclaration, settings: Settings, fingerprint: Fingerprint) -> dict[str, Any] | None:
+    """The kept ceiling, or one measured now under the device's lock. None for a declared device, or when it cannot be had."""
+    if device.declared:
+        return None
+    path = settings.data_dir / "ceilings" / f"{_key(fingerprint)}.json"
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return _measure(device, settings, path)
+    return kept
+
+
+def _measure(device: DeviceDeclaration, settings: Settings, path: Path) -> dict[str, Any] | None:
+    lock = take_lock(lock_file(settings.lock_dir, device.id), f"device {device.id}, measuring its ceiling")
+    if isinstance(lock, str):
+        event("ceiling.busy", device=device.id, holder=lock)
+        return None
+    threads = box.threads(device.processors)
+    try:
+        # The process inherits the lock: should this one die, the device stays taken until the other has ended.
+        done = subprocess.run(
+            [sys.executable, "-m", MODULE, "--device", "cuda" if device.gpu_uuid else "cpu", "--threads", str(threads)],
+            env=child_environment(threads, device.gpu_uuid, {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=MEASURE_WITHIN_S,
+            pass_fds=(lock,),
+            check=True,
+        )
+        measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.CalledProcessError as error:
+        tail = error.stderr.decode(errors="replace").splitlines()[-5:]
+        event("ceiling.failed", device=device.id, exit_code=error.returncode, log_tail=tail)
+        return None
+    except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
+        event("ceiling.failed", device=device.id, why=str(error))
+        return None
+    finally:
+        os.close(lock)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(measured))
+    event("ceiling.measured", device=device.id, **measured)
+    return measured
+
+
+def _key(fingerprint: Fingerprint) -> str:
+    software = fingerprint.software
+    parts = {
+        "hardware": fingerprint.hardware.model_dump(mode="json"),
+        "python": software.python,
+        "kernel": software.kernel,
+        "libraries": {name: software.versions.get(name) for name in LIBRARIES},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

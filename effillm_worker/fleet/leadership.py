@@ -1,0 +1,75 @@
+"""Which fleet is the active one: an advisory lock, held by a connection that also listens for wake-ups."""
+
+from __future__ import annotations
+
+import select
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from effillm_worker.log import event
+from effillm_worker.reports import first_line
+
+LOCK = 0x0EFF1F1
+CHANNEL = "effillm"
+
+
+class Leadership:
+    """A session of its own in Postgres. The lock ends with the session, so whoever can use the session still has it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: Connection | None = None
+        self._is_held = False
+
+    def is_held(self) -> bool:
+        """Whether this fleet is the active one, found out on the connection that holds the lock; tries to become it if not."""
+        try:
+            connection = self._connected()
+            if self._is_held:
+                connection.exec_driver_sql("SELECT 1")
+            else:
+                self._is_held = bool(
+                    connection.exec_driver_sql("SELECT pg_try_advisory_lock(%s)", (LOCK,)).scalar_one()
+                )
+        except SQLAlchemyError as error:
+            event("database.away", doing="lead", why=first_line(error))
+            self.resign()
+        return self._is_held
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a notification or the time to pass; whether there was one."""
+        if self._connection is None:
+            select.select([], [], [], seconds)
+            return False
+        session = self._session(self._connection)
+        try:
+            if not session.notifies:
+                select.select([session], [], [], seconds)
+            session.poll()
+        except Exception as error:  # noqa: BLE001 - the driver raises its own kinds; the next tick finds out what is wrong
+            event("database.away", doing="listen", why=first_line(error))
+            self.resign()
+            return False
+        heard = bool(session.notifies)
+        session.notifies.clear()
+        return heard
+
+    def resign(self) -> None:
+        """Give up the session and with it the lock."""
+        connection, self._connection, self._is_held = self._connection, None, False
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            connection.exec_driver_sql(f"LISTEN {CHANNEL}")
+            self._connection = connection
+        return self._connection
+
+    @staticmethod
+    def _session(connection: Connection) -> Any:
+        return connection.connection.driver_connection
