@@ -183,17 +183,12 @@ def _constant(text: str) -> float:
 
 def _shallow(document: Any) -> None:
     """Level by level, so that depth is met before the interpreter's recursion limit."""
-    level = [document]
-    for _ in range(MAX_DEPTH + 1):
-        level = [
-            child
-            for value in level
-            if isinstance(value, dict | list)
-            for child in (value.values() if isinstance(value, dict) else value)
-        ]
-        if not level:
-            return
-    raise BadInput(f"nested more than {MAX_DEPTH} levels deep")
+    level = [document] if isinstance(document, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        children = (child for value in level for child in (value.values() if isinstance(value, dict) else value))
+        level = [child for child in children if isinstance(child, dict | list)]
+    if level:
+        raise BadInput(f"nested more than {MAX_DEPTH} levels deep")
 
 
 def _decode(content: str | bytes) -> str:
