@@ -69,9 +69,7 @@ def load() -> Catalog:
         models={facts.id: facts for facts in models},
         hardware={facts.name: facts for facts in hardware},
         workloads={
-            name: read_workload(HERE / "workloads" / f"{name}.jsonl", name, title)
-            for name, title in WORKLOADS.items()
-            if (HERE / "workloads" / f"{name}.jsonl").exists()
+            name: read_workload(HERE / "workloads" / f"{name}.jsonl", name, title) for name, title in WORKLOADS.items()
         },
     )
 
