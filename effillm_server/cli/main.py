@@ -75,12 +75,12 @@ def main() -> None:
     """Entry point of `effillm`: exit code 0, 1 on failures, 2 on bad input, 130 on Ctrl-C."""
     as_json = "--json" in sys.argv[1:]
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="effillm", standalone_mode=False)
         sys.stdout.flush()
     except EffillmError as error:
         code = report(str(error), getattr(error, "field", None), code_of(error), as_json=as_json)
     except TyperException as error:
-        code = report(error.format_message(), None, EXIT_BAD_INPUT, as_json=as_json)
+        code = report(usage(error), None, EXIT_BAD_INPUT, as_json=as_json)
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
@@ -88,6 +88,13 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def usage(error: TyperException) -> str:
+    """What is wrong with the command line and where its options are listed; empty when the help has been shown."""
+    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    command = getattr(getattr(error, "ctx", None), "command_path", "effillm")
+    return message and f"{message}; `{command} --help` lists what is possible"
 
 
 def code_of(error: EffillmError) -> int:

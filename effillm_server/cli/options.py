@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Annotated
 
@@ -60,7 +60,8 @@ def replacing(file: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise BadInput(f"{file} cannot be written: {error.strerror}", field="output") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def writable_folder(folder: Path) -> Path:

@@ -11,6 +11,7 @@ from effillm_server.cli import tables, watch
 from effillm_server.cli.client import Client
 from effillm_server.cli.options import AsJson, DefinitionFile, SweepId, client, read_definition
 from effillm_server.cli.render import plain, print_json, say
+from effillm_server.errors import BadInput
 
 
 def submit(
@@ -79,7 +80,7 @@ def retry(
 def change(context: typer.Context, verb: str, done: str, sweep: str | None, job: int | None, *, as_json: bool) -> None:
     """POSTs `verb` to the one sweep or job that is named."""
     if (sweep is None) == (job is None):
-        raise typer.BadParameter(f"name either a sweep (effillm {verb} SWEEP) or a job (effillm {verb} --job JOB)")
+        raise BadInput(f"name either a sweep (effillm {verb} SWEEP) or a job (effillm {verb} --job JOB)")
     server = client(context)
     if job is not None:
         answer = server.post(f"/v1/jobs/{job}/{verb}")
