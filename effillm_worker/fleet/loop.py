@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Engine
@@ -40,7 +40,7 @@ class Fleet:
         self._settings = settings
         self._clock = clock
         self._leadership = Leadership(engine)
-        self._born = datetime.now(UTC)
+        self._reap_from: datetime | None = None
         self._stopping = threading.Event()
         self._head_seen = clock()
         self._reaped = clock()
@@ -139,13 +139,17 @@ class Fleet:
         self._missing = missing
 
     def _reap(self) -> None:
+        """Take back expired leases. Everybody had one time to live since this fleet came up to renew theirs."""
         now = self._clock()
-        if now - self._reaped >= self._settings.lease_ttl_s / REAPS_PER_TTL:
-            self._reaped = now
-            with self._engine.begin() as connection:
-                reaped = queue.reap(connection, random.random, not_before=self._born)
-            for job_id, fence in reaped:
-                event("lease.expired", job=job_id, fence=fence)
+        if now - self._reaped < self._settings.lease_ttl_s / REAPS_PER_TTL:
+            return
+        self._reaped = now
+        with self._engine.begin() as connection:
+            if self._reap_from is None:
+                self._reap_from = queue.database_time(connection) + timedelta(seconds=self._settings.lease_ttl_s)
+            reaped = queue.reap(connection, random.random, not_before=self._reap_from)
+        for job_id, fence in reaped:
+            event("lease.expired", job=job_id, fence=fence)
 
     def _has_head(self) -> bool:
         """Whether Ray's head answered within the last minute. A driver that lost its head does not get it back."""

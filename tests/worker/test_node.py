@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from effillm_server.errors import BadInput
+from effillm_worker import head, node
+from effillm_worker.head import Versions, check_versions
+from tests.support.fake_ray_head import fake_ray_head
+from tests.support.ray_cluster import RayCluster, ray_cluster
+from tests.support.waiting import until
+
+# Of a database nobody asks: a node itself does not talk to it.
+DATABASE = "postgresql://nobody@127.0.0.1:1/none"
+# A node leaves its cluster after this long without a head.
+PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "2"}
+
+
+@pytest.fixture
+def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The environment of an operator's shell; its data directory."""
+    for name in list(os.environ):
+        if name.startswith(("RAY_", "EFFILLM_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("EFFILLM_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("EFFILLM_DATABASE_URL", DATABASE)
+    # `main` changes the environment of its process; let it change a copy.
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    return tmp_path
+
+
+@pytest.fixture
+def token(box: Path) -> str:
+    return head.ensure_token(head.token_file(box)).read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--head", "--declare", "T4:two"], "--declare 'T4:two' is not CLASS:COUNT"),
+        (["--head", "--declare", "t4:0"], "is not CLASS:COUNT"),
+        (["--address", "127.0.0.1:6379", "--port", "5"], "--port is the head's"),
+        (["--address", "gpubox"], "'gpubox' is not HOST:PORT"),
+        (["--address", "127.0.0.1:6379", "--declare", "t4"], "no token file at"),
+        (["--head", "--temp-dir", "/tmp/" + "x" * 50], "too long for Ray's sockets"),
+    ],
+)
+def test_a_wrong_option_is_refused_with_what_to_do(
+    arguments: list[str], message: str, box: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert node.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_node_without_a_database_is_refused(
+    box: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(os.environ, "EFFILLM_DATABASE_URL")
+    assert node.main(["--head"]) == 2
+    assert "EFFILLM_DATABASE_URL is not set" in capsys.readouterr().err
+
+
+def test_a_taken_port_is_refused(box: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert node.main(["--head", "--port", str(port)]) == 2
+    assert f"port {port} is taken" in capsys.readouterr().err
+
+
+def test_a_head_that_does_not_answer_is_reported(box: Path, token: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert node.main(["--address", f"127.0.0.1:{head.free_port()}"]) == 1
+    assert "no Ray head answers at 127.0.0.1:" in capsys.readouterr().err
+
+
+def test_a_head_with_another_ray_is_refused(box: Path, token: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_ray_head("2.9.0", token) as address:
+        assert node.main(["--address", address]) == 2
+    assert f"Ray is {ray.__version__} here and 2.9.0 on the head" in capsys.readouterr().err
+
+
+def test_a_head_with_another_token_is_refused(box: Path, token: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_ray_head(ray.__version__, "another") as address:
+        assert node.main(["--address", address]) == 2
+    assert "refuses our token" in capsys.readouterr().err
+
+
+def test_a_cluster_that_asks_for_no_token_is_refused_unless_it_is_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_ray_head(ray.__version__) as address:
+        head.check_token(address)
+        monkeypatch.setattr(head, "is_loopback", lambda _: False)
+        with pytest.raises(BadInput, match="without a token"):
+            head.check_token(address)
+    with fake_ray_head(ray.__version__, "secret") as address:
+        head.check_token(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "is_loopback"),
+    [("127.0.0.1:1", True), ("localhost:1", True), ("[::1]:1", True), ("10.0.0.7:1", False), ("gpubox:1", False)],
+)
+def test_loopback_addresses_are_told_from_others(address: str, is_loopback: bool) -> None:
+    assert head.is_loopback(address) is is_loopback
+
+
+def test_equal_versions_may_join_and_a_patch_release_of_python_may_not() -> None:
+    check_versions(Versions("2.60.0", "3.11.7"), Versions("2.60.0", "3.11.7"))
+    with pytest.raises(BadInput, match=r"Python is 3\.11\.8 here and 3\.11\.7 on the head.*ray==2\.60\.0"):
+        check_versions(Versions("2.60.0", "3.11.7"), Versions("2.60.0", "3.11.8"))
+    with pytest.raises(BadInput, match=r"Ray is 2\.61\.0 here and 2\.60\.0 on the head and Python is 3\.12"):
+        check_versions(Versions("2.60.0", "3.11.7"), Versions("2.61.0", "3.12.1"))
+
+
+def test_the_token_is_random_kept_and_readable_by_its_owner_only(tmp_path: Path) -> None:
+    path = head.ensure_token(tmp_path / "one" / "ray-token")
+    first = path.read_text()
+    assert len(first) == 64
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert head.ensure_token(path).read_text() == first
+    assert head.ensure_token(tmp_path / "two" / "ray-token").read_text() != first
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    with ray_cluster({"head": ["a100:2"], "box": ["t4", "rtx-4090"]}, DATABASE, PATIENCE) as running:
+        yield running
+
+
+def test_a_node_says_what_it_offers_once_the_head_knows_it(cluster: RayCluster) -> None:
+    ready = cluster.nodes["box"].wait_for("node.ready")
+    assert ready["devices"] == ["t4-box-0", "rtx-4090-box-0"]
+    seen = in_cluster(cluster, "print([n['Resources'] for n in ray.nodes()], [n['Labels'] for n in ray.nodes()])")
+    for expected in (
+        "'effillm_device:a100:a100-head-1': 1.0", "'effillm_device:rtx-4090:rtx-4090-box-0': 1.0",
+        "'effillm.io/hardware': 'a100'", "'effillm.io/hardware': 'rtx-4090_t4'",
+    ):  # fmt: skip
+        assert expected in seen
+
+
+def test_an_actors_environment_has_the_declarations_and_no_gpu_index_of_rays(cluster: RayCluster) -> None:
+    code = """
+@ray.remote(num_gpus=1, num_cpus=0, resources={"effillm_device:a100:a100-head-0": 1})
+def look():
+    import os
+    from effillm_worker.node import own_declarations
+    return [device.id for device in own_declarations()], os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ["RAY_memory_monitor_refresh_ms"]
+print(ray.get(look.remote()))
+"""
+    assert "(['a100-head-0', 'a100-head-1'], None, '0')" in in_cluster(cluster, code)
+
+
+def test_a_python_other_than_the_heads_is_refused_by_a_real_head(cluster: RayCluster) -> None:
+    """The head's own word about its version is changed; a second Python would have to be installed otherwise."""
+    real = platform.python_version()
+    set_python(cluster, "3.10.4")
+    try:
+        refused = cluster.start_node("old", ["t4"])
+        assert refused.process.wait(60) == 2
+        assert f"Python is {real} here and 3.10.4 on the head" in refused.errors()
+    finally:
+        set_python(cluster, real)
+        del cluster.nodes["old"]
+
+
+def test_a_node_rejoins_when_its_head_comes_back(cluster: RayCluster) -> None:
+    box = cluster.nodes["box"]
+    joined = len(box.events("node.ready"))
+    cluster.nodes.pop("head").stop(signal.SIGTERM)
+    box.wait_for("node.left", within_s=40)
+    kept = dict(cluster.nodes)
+    cluster.nodes.clear()
+    cluster.start_node("head", ["a100:2"]).wait_for("node.ready")
+    cluster.nodes.update(kept)
+    until("the node has joined again", lambda: len(box.events("node.ready")) > joined, 40)
+
+
+def test_a_node_told_to_stop_leaves_nothing_behind(cluster: RayCluster) -> None:
+    extra = cluster.start_node("extra", ["t4"])
+    extra.wait_for("node.ready")
+    assert extra.stop(signal.SIGINT) == 0
+    of_extra = str(cluster.folder / "extra")
+    assert not [p for p in cluster.processes() if any(of_extra in part for part in p.cmdline())]
+    del cluster.nodes["extra"]
+
+
+def in_cluster(cluster: RayCluster, code: str) -> str:
+    """What a driver of the cluster prints."""
+    start = f"import ray\nray.init(address={cluster.address!r}, log_to_driver=False, logging_level='ERROR')\n"
+    return _python(cluster, start + code)
+
+
+def set_python(cluster: RayCluster, version: str) -> None:
+    """Have the head say that it runs this Python."""
+    code = f"""
+import json
+from ray._common.usage import usage_lib, usage_constants
+from ray._private import ray_constants
+from ray._raylet import GcsClient
+client = GcsClient(address={cluster.address!r})
+metadata = usage_lib.get_cluster_metadata(client) | {{"python_version": {version!r}}}
+client.internal_kv_put(
+    usage_constants.CLUSTER_METADATA_KEY, json.dumps(metadata).encode(), True, ray_constants.KV_NAMESPACE_CLUSTER
+)
+"""
+    _python(cluster, code)
+
+
+def _python(cluster: RayCluster, code: str) -> str:
+    environment = dict(cluster.environment)
+    head.use_token(environment, head.token_file(cluster.data_dir))
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
