@@ -137,3 +137,32 @@ class Renewal:
     kept: tuple[tuple[int, int], ...]
     to_cancel: tuple[tuple[int, int], ...]
     lost: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class FrontierRecord:
+    """How far one configuration runs at one sequence length: the largest batch measured, the smallest that cannot run and why."""
+
+    model: str
+    weights: str
+    quantization: str
+    dtype: str
+    engine: str
+    runtime: str
+    hardware: str
+    workload: str
+    generate_tokens: int
+    sequence_length: int | None
+    largest_batch_size: int | None
+    smallest_infeasible_batch_size: int | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Totals of the whole ledger, for metrics."""
+
+    jobs: dict[JobState, int]
+    devices: dict[DeviceState, int]
+    rejected_outcomes: int
+    last_event_id: int

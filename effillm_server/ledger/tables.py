@@ -181,7 +181,10 @@ device = Table(
     Column("draining", Boolean, nullable=False, server_default=text("false")),
     _text("reason", required=False),
     _text("boot_id", required=False),
+    # The load group it measures or measured last, of which sweep, and since when by this database's clock.
     _text("load_group", required=False),
+    _text("load_sweep", required=False),
+    _time("load_since"),
     Column("fingerprint_digest", Text, ForeignKey("fingerprint.digest")),
     Column("ceiling", JSONB),
     _time("registered_at", now=True),

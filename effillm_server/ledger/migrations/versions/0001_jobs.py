@@ -87,6 +87,8 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("boot_id", sa.Text(), nullable=True),
         sa.Column("load_group", sa.Text(), nullable=True),
+        sa.Column("load_sweep", sa.Text(), nullable=True),
+        sa.Column("load_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("fingerprint_digest", sa.Text(), nullable=True),
         sa.Column("ceiling", postgresql.JSONB(), nullable=True),
         sa.Column(

@@ -1,0 +1,172 @@
+"""Which job a free device runs next, and the lease on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, RowMapping, TextClause, text
+
+from effillm_server.contract.job import Lease
+from effillm_server.contract.sweep import Isolation, MeasurementPlan
+from effillm_server.ledger.journal import Journal
+from effillm_server.ledger.rows import cell_columns, cell_of
+from effillm_server.ledger.transitions import LEASED_MS, NOW_MS
+from effillm_server.lifecycle import JobState
+
+_DEVICE = text("""
+SELECT d.id, d.hardware_class, d.state, d.boot_id, d.declared, d.node, d.load_group, d.load_sweep,
+    extract(epoch FROM clock_timestamp() - d.load_since)::double precision AS load_age_s,
+    EXISTS (
+        SELECT FROM device o WHERE o.hardware_class = d.hardware_class AND o.id <> d.id AND o.declared = d.declared
+            AND o.state IN ('free', 'leased', 'releasing')
+    ) AS has_neighbour
+FROM device d WHERE d.id = :device FOR NO KEY UPDATE OF d
+""")
+# Device time served so far, in flight included, straight from the counters.
+_SWEEPS = text(f"""
+SELECT s.id, s.priority FROM sweep s JOIN sweep_counter k ON k.sweep_id = s.id AND k.hardware = :hardware
+WHERE s.finished_at IS NULL
+GROUP BY s.id HAVING sum(k.pending) > 0
+ORDER BY s.priority DESC, sum(k.served_ms) + sum(k.leased) * {NOW_MS} - sum(k.leased_since_ms), sum(k.leased),
+    s.created_at, s.id
+""")
+
+_MINE = f"""
+SELECT j.id AS job_id, j.sweep_id, j.fence, j.faults, j.load_group, j.fresh_child, j.lease_ttl_s,
+    {LEASED_MS.replace("leased_at", "j.leased_at")} AS leased_ms, {cell_columns("j")},
+    s.definition->'measurement' AS plan, s.isolation
+"""
+_GRANTED = text(f"""
+{_MINE} FROM lease_device l JOIN job j ON j.id = l.job_id AND j.fence = l.fence JOIN sweep s ON s.id = j.sweep_id
+WHERE l.device_id = :device AND l.boot_id = :boot AND j.state = 'leased'
+""")
+# Materialised and locked before it is updated: otherwise the planner may run the LIMIT again for each row it joins.
+_CLAIM = f"""
+WITH pick AS MATERIALIZED (
+    SELECT id FROM job
+    WHERE sweep_id = :sweep AND hardware = :hardware AND state = 'pending' {{place}}
+        AND (not_before IS NULL OR not_before <= statement_timestamp())
+        AND (avoid_device IS DISTINCT FROM :device OR NOT :has_neighbour)
+    ORDER BY priority DESC, load_group, size, ordinal LIMIT 1
+    FOR NO KEY UPDATE SKIP LOCKED
+), j AS (
+    UPDATE job SET state = 'leased', fence = fence + 1, device_id = :device, boot_id = :boot, not_before = NULL,
+        leased_at = clock_timestamp(), lease_ttl_s = :ttl_s,
+        lease_expires_at = clock_timestamp() + make_interval(secs => :ttl_s)
+    FROM pick WHERE job.id = pick.id AND job.state = 'pending'
+    RETURNING job.*
+), held AS (
+    INSERT INTO lease_device (device_id, job_id, fence, boot_id) SELECT :device, id, fence, :boot FROM j
+), tried AS (
+    INSERT INTO attempt (job_id, fence, device_id, node, boot_id) SELECT id, fence, :device, :node, :boot FROM j
+), taken AS (
+    UPDATE device SET state = 'leased', reason = NULL, state_since = clock_timestamp(), last_seen = clock_timestamp(),
+        load_since = CASE WHEN j.load_group = :held_group THEN coalesce(load_since, j.leased_at) ELSE j.leased_at END,
+        load_group = j.load_group, load_sweep = j.sweep_id
+    FROM j WHERE device.id = :device
+)
+{_MINE} FROM j JOIN sweep s ON s.id = j.sweep_id
+"""
+# The next group behind those other devices of the class are at: each loads a model of its own while there are enough.
+_BEHIND_OTHERS = """AND priority = :priority AND load_group > (
+    SELECT max(load_group) FROM device WHERE hardware_class = :hardware AND load_sweep = :sweep AND state = 'leased'
+        AND id <> :device
+)"""
+_PLACES = {
+    "held group": "AND priority = :priority AND load_group = :held_group",
+    "behind others": _BEHIND_OTHERS,
+    "anywhere": "",
+}
+
+
+def _claims(condition: str) -> dict[str, TextClause]:
+    return {name: text(_CLAIM.format(place=f"{place} {condition}")) for name, place in _PLACES.items()}
+
+
+_CLAIM_ANY = _claims("")
+_CLAIM_SIMULATED = _claims("AND engine = 'simulated'")
+
+
+@dataclass(frozen=True)
+class LeaseRequest:
+    """A device asks for work. `held_group` is the load group its child has loaded, if one is alive.
+
+    The age of the group is counted by the database from the first lease of it; `held_since` is what the caller knows
+    and is used only where the ledger has no record, because clocks of other machines are not to be trusted.
+    """
+
+    device_id: str
+    boot_id: str
+    ttl_s: float
+    group_max_age_s: float = 600.0
+    held_group: str | None = None
+    held_since: datetime | None = None
+
+
+def lease(c: Connection, request: LeaseRequest) -> Lease | None:
+    """The lease this device holds, new or, asked again by the same boot, the one granted before. None: nothing to do.
+
+    Locks the device row, so a device is leased once however many ask. A draining, quarantined, lost or releasing device
+    gets nothing, nor does a boot that is not the one registered.
+    """
+    journal = Journal(request.device_id)
+    granted = lease_in(c, journal, request)
+    journal.flush(c)
+    return granted
+
+
+def lease_in(c: Connection, journal: Journal, request: LeaseRequest) -> Lease | None:
+    """As `lease`, leaving counters and events in the caller's journal."""
+    device = c.execute(_DEVICE, {"device": request.device_id}).mappings().first()
+    if device is None or device["boot_id"] != request.boot_id:
+        return None
+    if device["state"] == "leased":
+        row = c.execute(_GRANTED, {"device": request.device_id, "boot": request.boot_id}).mappings().first()
+        return None if row is None else _lease(row, request.device_id)
+    if device["state"] != "free":
+        return None
+    sweeps = c.execute(_SWEEPS, {"hardware": device["hardware_class"]}).all()
+    # A held group is worth preferring only while the child that has it loaded is alive.
+    held_sweep = device["load_sweep"] if request.held_group == device["load_group"] else None
+    claims = _CLAIM_SIMULATED if device["declared"] else _CLAIM_ANY
+    common = {
+        "device": device["id"], "hardware": device["hardware_class"], "node": device["node"], "boot": request.boot_id,
+        "ttl_s": request.ttl_s, "has_neighbour": device["has_neighbour"], "held_group": request.held_group,
+    }  # fmt: skip
+    may_keep = device["load_age_s"] is None or device["load_age_s"] < request.group_max_age_s
+    for sweep_id, priority, place in _places([(s.id, s.priority) for s in sweeps], held_sweep, may_keep):
+        row = c.execute(claims[place], common | {"sweep": sweep_id, "priority": priority}).mappings().first()
+        if row is not None:
+            journal.move(row["sweep_id"], row["hardware"], JobState.PENDING, JobState.LEASED)
+            journal.lease_began(row["sweep_id"], row["hardware"], row["leased_ms"])
+            journal.event(
+                "job_leased", row["sweep_id"], row["job_id"], device=request.device_id, fence=row["fence"]
+            )  # fmt: skip
+            return _lease(row, request.device_id)
+    return None
+
+
+def _places(sweeps: list[tuple[str, int]], held_sweep: str | None, may_keep: bool) -> Iterator[tuple[str, int, str]]:
+    """Where to look, in order: (sweep, priority, place). `sweeps` come by priority, then by device time served."""
+    if not sweeps:
+        return
+    top = sweeps[0][1]
+    kept = [s for s in sweeps if s[0] == held_sweep and s[1] == top] if may_keep else []
+    for sweep_id, priority in kept:
+        yield sweep_id, priority, "held group"
+    for sweep_id, priority in sweeps:
+        if sweep_id == held_sweep and not kept:
+            yield sweep_id, priority, "held group"
+        yield sweep_id, priority, "behind others"
+        yield sweep_id, priority, "anywhere"
+
+
+def _lease(row: RowMapping, device_id: str) -> Lease:
+    return Lease(
+        job_id=row["job_id"], sweep_id=row["sweep_id"], fence=row["fence"], device_id=device_id,
+        attempt=row["faults"] + 1, cell=cell_of(row), plan=MeasurementPlan.model_validate(row["plan"]),
+        load_group=row["load_group"], isolation=Isolation(row["isolation"]), fresh_child=row["fresh_child"],
+        ttl_s=row["lease_ttl_s"],
+    )  # fmt: skip

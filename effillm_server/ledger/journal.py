@@ -1,0 +1,113 @@
+"""What a transaction changes in the counters and tells the world, collected and written last.
+
+Counters are the only rows two devices share. Writing them at the end, sorted, keeps their locks short and taken in one
+order, so that transactions cannot lock each other out.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import defaultdict
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from effillm_server.lifecycle import JobState
+
+CHANNEL = "effillm"
+SHARDS = 16
+# Class of the advisory locks that writers of events hold; see queries.events.
+EVENT_LOCK_CLASS = 0x4556
+
+_COUNT = """
+INSERT INTO sweep_counter AS k (sweep_id, hardware, shard, {columns})
+SELECT x->>'sweep_id', x->>'hardware', :shard, {values}
+FROM jsonb_array_elements(CAST(:counts AS jsonb)) x
+ON CONFLICT (sweep_id, hardware, shard) DO UPDATE SET {sums}
+"""
+# The writer first locks a lower bound of the ids it is about to draw, and holds it until it has committed: a reader
+# can then tell ids that will never appear from ids that are still to come.
+_TELL = text(f"""
+WITH told AS MATERIALIZED (SELECT x FROM jsonb_array_elements(CAST(:events AS jsonb)) x),
+bound AS MATERIALIZED (
+    SELECT pg_advisory_xact_lock_shared(
+        ({EVENT_LOCK_CLASS}::bigint << 32) | ((last_value + is_called::int) & 4294967295)
+    ) FROM event_id_seq
+),
+stored AS (
+    INSERT INTO event (sweep_id, job_id, kind, data)
+    SELECT x->>'sweep', (x->>'job')::bigint, x->>'kind', x->'data' FROM bound CROSS JOIN told
+)
+SELECT pg_notify('{CHANNEL}', payload) FROM unnest(CAST(:payloads AS text[])) payload
+""")
+
+
+def shard_of(device_id: str) -> int:
+    """The counter shard of a device: its own as far as sixteen go."""
+    return zlib.crc32(device_id.encode()) % SHARDS
+
+
+class Journal:
+    """Changes of one transaction to the counters, and its events. `flush` writes them; nothing is kept after it."""
+
+    def __init__(self, device_id: str | None = None) -> None:
+        self._shard = 0 if device_id is None else shard_of(device_id)
+        self._counts: defaultdict[tuple[str, str], defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self._events: list[dict[str, Any]] = []
+
+    def move(
+        self,
+        sweep_id: str,
+        hardware: str,
+        before: JobState | None,
+        after: JobState,
+        reason: str | None = None,
+        jobs: int = 1,
+    ) -> None:
+        """Jobs went from one state to another (None: they are new); `reason` counts the infeasible ones."""
+        counts = self._counts[sweep_id, hardware]
+        if before is not None:
+            counts[before] -= jobs
+        counts[after] += jobs
+        if after is JobState.INFEASIBLE and reason is not None:
+            counts[reason] += jobs
+
+    def lease_began(self, sweep_id: str, hardware: str, leased_ms: int) -> None:
+        self._counts[sweep_id, hardware]["leased_since_ms"] += leased_ms
+
+    def lease_ended(self, sweep_id: str, hardware: str, leased_ms: int, ended_ms: int) -> None:
+        counts = self._counts[sweep_id, hardware]
+        counts["leased_since_ms"] -= leased_ms
+        counts["served_ms"] += max(0, ended_ms - leased_ms)
+
+    def event(self, kind: str, sweep_id: str | None = None, job_id: int | None = None, **data: Any) -> None:
+        self._events.append({"kind": kind, "sweep": sweep_id, "job": job_id, "data": data})
+
+    def flush(self, c: Connection) -> None:
+        """Write the counters, then the events with their notifications."""
+        self._flush_counts(c)
+        if self._events:
+            payloads = sorted({_payload(event) for event in self._events})
+            c.execute(_TELL, {"events": json.dumps(self._events), "payloads": payloads})
+            self._events.clear()
+
+    def _flush_counts(self, c: Connection) -> None:
+        rows = [
+            {"sweep_id": sweep_id, "hardware": hardware, **{name: n for name, n in counts.items() if n}}
+            for (sweep_id, hardware), counts in sorted(self._counts.items())
+        ]
+        self._counts.clear()
+        columns = sorted({name for row in rows for name in row} - {"sweep_id", "hardware"})
+        if not columns:
+            return
+        statement = _COUNT.format(
+            columns=", ".join(columns),
+            values=", ".join(f"coalesce((x->>'{name}')::bigint, 0)" for name in columns),
+            sums=", ".join(f"{name} = k.{name} + excluded.{name}" for name in columns),
+        )
+        c.execute(text(statement), {"shard": self._shard, "counts": json.dumps(rows)})
+
+
+def _payload(event: dict[str, Any]) -> str:
+    return json.dumps({key: event[key] for key in ("kind", "sweep", "job")}, separators=(",", ":"))

@@ -1,0 +1,110 @@
+"""A lease while it runs: renewed by its actor, or lapsed and taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from effillm_server.contract.outcome import FaultKind
+from effillm_server.ledger.journal import Journal
+from effillm_server.ledger.sweeps import settle_all
+from effillm_server.ledger.transitions import HELD, Ending, Held, end_lease
+from effillm_server.lifecycle import DeviceState, History, after_fault
+from effillm_server.records import Renewal
+
+REAP_AT_ONCE = 500
+
+_RENEW = text("""
+WITH asked AS (
+    SELECT * FROM unnest(CAST(:jobs AS bigint[]), CAST(:fences AS int[])) AS a (job_id, fence)
+), kept AS (
+    UPDATE job SET lease_expires_at = clock_timestamp() + make_interval(secs => :ttl_s), lease_ttl_s = :ttl_s
+    FROM asked WHERE job.id = asked.job_id AND job.fence = asked.fence AND job.state = 'leased'
+        AND job.device_id = :device AND job.boot_id = :boot
+    RETURNING job.id
+), seen AS (
+    UPDATE device SET last_seen = clock_timestamp() WHERE id = :device AND boot_id = :boot
+)
+SELECT a.job_id, a.fence, k.id IS NOT NULL AS is_kept, coalesce(t.outcome = 'cancelled', false) AS is_cancelled
+FROM asked a LEFT JOIN kept k ON k.id = a.job_id
+LEFT JOIN attempt t ON t.job_id = a.job_id AND t.fence = a.fence AND t.device_id = :device
+ORDER BY a.job_id
+""")
+# After a restart of the database nobody can have renewed for a while: everybody gets one more time to live.
+_EXPIRED = text(f"""
+SELECT {HELD} FROM job j WHERE state = 'leased' AND lease_expires_at < clock_timestamp()
+    AND greatest(pg_postmaster_start_time(), CAST(:not_before AS timestamptz)) + make_interval(secs => lease_ttl_s)
+        <= clock_timestamp()
+ORDER BY id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
+""")
+_LEASE_OF_DEVICE = text("SELECT job_id, fence FROM lease_device WHERE device_id = :device")
+_LOCK = text(f"""
+SELECT {HELD} FROM job j WHERE id = :job AND fence = :fence AND state = 'leased' AND device_id = :device
+FOR NO KEY UPDATE
+""")
+
+
+def database_time(c: Connection) -> datetime:
+    """Now, by the clock all leases are measured with."""
+    return c.execute(text("SELECT clock_timestamp()")).scalar_one()  # type: ignore[no-any-return]
+
+
+def renew(c: Connection, device_id: str, boot_id: str, held: Sequence[tuple[int, int]], ttl_s: float) -> Renewal:
+    """Leases (job, fence) that stand for another `ttl_s`, those whose job was cancelled, and those that are lost.
+
+    Counts as a sign of life of the device. `held` may be empty.
+    """
+    values = {
+        "jobs": [job_id for job_id, _ in held], "fences": [fence for _, fence in held], "device": device_id,
+        "boot": boot_id, "ttl_s": ttl_s,
+    }  # fmt: skip
+    rows = c.execute(_RENEW, values).all()
+    kept = tuple((row.job_id, row.fence) for row in rows if row.is_kept)
+    to_cancel = tuple((row.job_id, row.fence) for row in rows if not row.is_kept and row.is_cancelled)
+    lost = tuple((row.job_id, row.fence) for row in rows if not row.is_kept and not row.is_cancelled)
+    return Renewal(kept, to_cancel, lost)
+
+
+def reap(c: Connection, jitter: Callable[[], float], not_before: datetime | None = None) -> list[tuple[int, int]]:
+    """Leases (job, fence) that had expired and are taken back: the job is retried or given up, its device `lost`.
+
+    At most 500 at once. None within one time to live of the database's start or of `not_before`, which a reaper sets to
+    its own start by `database_time`: while either was away nobody could renew. Also marks sweeps finished whose last jobs
+    ended at the same moment.
+    """
+    journal = Journal()
+    rows = c.execute(_EXPIRED, {"not_before": not_before, "limit": REAP_AT_ONCE}).all()
+    for row in rows:
+        _lapse(c, journal, row, "the lease expired without renewal", jitter(), DeviceState.LOST)
+    journal.flush(c)
+    settle_all(c)
+    return [(row.id, row.fence) for row in rows]
+
+
+def take_back(
+    c: Connection, journal: Journal, device_id: str, why: str, jitter: float, becomes: DeviceState
+) -> tuple[int, int] | None:
+    """The lease (job, fence) this device held, now ended as a lost attempt; None when it held none.
+
+    Locks the job before the caller locks the device, as everybody does.
+    """
+    lease = c.execute(_LEASE_OF_DEVICE, {"device": device_id}).first()
+    if lease is None:
+        return None
+    row = c.execute(_LOCK, {"job": lease.job_id, "fence": lease.fence, "device": device_id}).first()
+    if row is None:  # it ended while we waited for the lock
+        return None
+    _lapse(c, journal, row, why, jitter, becomes)
+    return lease.job_id, lease.fence
+
+
+def _lapse(c: Connection, journal: Journal, row: Row[Any], why: str, jitter: float, becomes: DeviceState) -> None:
+    held = Held.of(row)
+    device_id = held.device_id or ""
+    message = f"device {device_id}: {why}"
+    step = after_fault(FaultKind.LOST, message, History(held.faults, held.remeasures), jitter)
+    end_lease(c, journal, held, Ending(device_id, "fault", FaultKind.LOST, message), step, (becomes, why))
+    journal.event(f"device_{becomes}", None, None, device=device_id, reason=why)

@@ -1,0 +1,16 @@
+"""Figures for whoever watches the service."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+_QUEUE_AGE = text("""
+SELECT coalesce(extract(epoch FROM clock_timestamp() - min(s.created_at)), 0)::double precision
+FROM sweep s WHERE s.finished_at IS NULL
+    AND EXISTS (SELECT FROM sweep_counter k WHERE k.sweep_id = s.id HAVING sum(k.pending) > 0)
+""")
+
+
+def queue_age_s(c: Connection) -> float:
+    """Seconds since the oldest sweep with a pending job was submitted; 0 when nothing is pending."""
+    return float(c.execute(_QUEUE_AGE).scalar_one())
