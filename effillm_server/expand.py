@@ -28,6 +28,8 @@ from effillm_server.errors import BadInput
 EXAMPLES = 5
 FLOATS = {Quantization.FP32: "float32", Quantization.FP16: "float16", Quantization.BF16: "bfloat16"}
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
 Verdict = tuple[InfeasibleReason, str]
 
 
@@ -97,7 +99,7 @@ def expand(
     `models` holds the facts of every choice by `catalog.facts.model_key`, or by id alone.
     A hardware class the catalog lacks is taken for a GPU.
     """
-    plan = definition.measurement.model_dump(mode="json")
+    plan = _canonical(definition.measurement.model_dump(mode="json"))
     for ordinal, point in enumerate(_points(definition)):
         cell = _cell(point, _facts(point.model, models), hardware.get(point.hardware))
         yield PlannedCell(ordinal, cell, _digest(cell, plan), _infeasible(point, models, hardware))
@@ -107,7 +109,7 @@ def preview(
     definition: SweepDefinition, models: Mapping[str, ModelFacts], hardware: Mapping[str, HardwareFacts]
 ) -> Preview:
     """How many cells would be pending and how many infeasible, by reason, with the first of these as examples."""
-    plan = definition.measurement.model_dump(mode="json")
+    plan = _canonical(definition.measurement.model_dump(mode="json"))
     total = 0
     infeasible: dict[InfeasibleReason, int] = {}
     examples: list[PlannedCell] = []
@@ -234,10 +236,9 @@ def _facts(choice: ModelChoice, models: Mapping[str, ModelFacts]) -> ModelFacts:
     return models.get(model_key(choice)) or models[choice.id]
 
 
-def _digest(cell: Cell, plan: dict[str, object]) -> str:
-    """The same as `cell.digest(plan)` with the plan already dumped; a test holds the two together."""
-    text = json.dumps([CONTRACT_VERSION, cell.__dict__, plan], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(cell: Cell, plan_text: str) -> str:
+    """The same as `cell.digest(plan)` with the plan already in text; a test holds the two together."""
+    return hashlib.sha256(f"[{CONTRACT_VERSION},{_canonical(cell.__dict__)},{plan_text}]".encode()).hexdigest()
 
 
 def _kind(hardware: HardwareFacts | None) -> str:
