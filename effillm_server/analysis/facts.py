@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from effillm_server.catalog import Price
@@ -42,8 +42,13 @@ class Facts:
         """Relative standard deviation of one process's result: a ratio has two of them."""
         return self.noise_floor / 2**0.5
 
-    def size_of(self, model: str, rows: Iterable[Row]) -> int | None:
-        """Parameters of `model`: the catalog's count, else the largest count its rows report (packed weights count low)."""
-        if model in self.parameters:
-            return self.parameters[model]
-        return max((row["parameters"] for row in rows if row["model"] == model and row.get("parameters")), default=None)
+    def with_sizes_of(self, rows: Iterable[Row]) -> Facts:
+        """These facts, with models the catalog does not know sized by the largest count their rows report.
+
+        The largest, because packed weights of quantized models count low.
+        """
+        counted: dict[str, int] = {}
+        for row in rows:
+            if row.get("parameters"):
+                counted[row["model"]] = max(counted.get(row["model"], 0), row["parameters"])
+        return replace(self, parameters=counted | dict(self.parameters))

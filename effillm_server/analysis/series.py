@@ -36,6 +36,8 @@ def series(result: ResultRecord) -> Series:
     prompts = (result.measurement or {}).get("prompts") or {}
     full = _whole_passes(_phase(result.samples, Phase.MEASURED), prompts)
     first = _whole_passes(_phase(result.samples, Phase.TTFT), prompts)
+    # The energy counter runs from the first measured iteration to the last one-token iteration, outliers and all.
+    window = [sample for sample in result.samples if sample["phase"] in (Phase.MEASURED, Phase.TTFT)]
     counted = [sample for sample in full if not sample.get("outlier")]
     counted_first = [sample for sample in first if not sample.get("outlier")]
     stamps = [sample["timestamps_ns"] for sample in counted]
@@ -58,7 +60,7 @@ def series(result: ResultRecord) -> Series:
         warmup_iterations=len(_phase(result.samples, Phase.WARMUP)),
         ttft_iterations=len(first),
         excluded_outliers=len(full) - len(counted) + len(first) - len(counted_first),
-        timed_tokens=sum((len(sample["timestamps_ns"]) - 1) * batch_size for sample in full),
+        timed_tokens=sum((len(sample["timestamps_ns"]) - 1) * batch_size for sample in window),
         prompt_tokens_per_batch=_mean([float(sample["prompt_tokens"]) for sample in counted]),
         prompt_tokens_per_sequence=_lengths(prompts, counted, batch_size),
     )

@@ -41,7 +41,7 @@ def utilization(result: ResultRecord, measured: Series, ceiling: Mapping[str, An
 def _cache_bytes(measurement: Mapping[str, Any], generated: int, prompt: float | None, batch_size: int) -> float:
     """Key-value cache a mean decode step reads: the prediction for the full length, at half of the generated tokens."""
     account = (measurement.get("memory") or {}).get("account") or {}
-    full = account.get("kv_cache_bytes")
+    full = account.get("kv_cache_predicted_bytes")
     if not full or not prompt:
         return 0.0
     per_sequence = prompt / batch_size

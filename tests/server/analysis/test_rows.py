@@ -126,7 +126,7 @@ def test_memory_efficiency_uses_device_memory_where_there_is_any() -> None:
 
 
 def test_utilization_is_bytes_and_products_per_time_over_the_measured_ceiling() -> None:
-    memory = {"account": {"kv_cache_bytes": 1_320_000}}
+    memory = {"account": {"kv_cache_predicted_bytes": 1_320_000}}
     got = row(full_record(memory=memory), {"copy_bytes_s": 1e11, "matmul_flop_s": {"float32": 1e12}})
     step = np.median([sum(g) / 3 for g in GAPS])
     cache = 1_320_000 * (128 + 2) / (128 + 4)
@@ -139,7 +139,7 @@ def test_energy_is_null_with_the_reason_or_divided_by_the_tokens_of_the_window()
     assert row(full_record())["energy_per_token_j"] is None
     assert row(full_record())["energy_source"] == "RAPL is not readable"
     got = row(full_record(energy_j=96.0, energy_source="NVML"))
-    assert got["energy_per_token_j"] == pytest.approx(96.0 / (6 * 4 * 2))
+    assert got["energy_per_token_j"] == pytest.approx(96.0 / (6 * 4 * 2 + 6 * 2))
 
 
 def test_a_statistic_of_a_text_workload_covers_whole_passes_only() -> None:

@@ -1,0 +1,147 @@
+"""The paper's efficiencies from measured cells: batch scaling, quantization, memory, cost, and the best batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from effillm_server.analysis.cells import Cell, slices
+from effillm_server.analysis.facts import BITS, UNQUANTIZED, Facts
+from effillm_server.analysis.ratios import Ratio, cell_ratio
+
+KEEPS_SHARE = 0.8
+SECONDS_PER_HOUR = 3600
+MILLION = 1e6
+QUANTIZATION_AXES = ("quantization", "dtype")
+
+
+def batch_scaling(of: Sequence[Cell], facts: Facts) -> list[dict[str, Any]]:
+    """eta_b = T(b) / (b · T(1)) for every cell with a batch-1 partner, with its interval."""
+    found = []
+    for members in slices(of, ("batch_size",)).values():
+        one = next((cell for cell in members if cell.axes["batch_size"] == 1), None)
+        for cell in members if one is not None else ():
+            batch = cell.axes["batch_size"]
+            eta = cell_ratio(cell, one, "throughput_tok_s", facts, 1 / batch) if one is not None and batch > 1 else None
+            if eta is not None and one is not None:
+                found.append(
+                    {**cell.axes, "eta": eta.value, "low": eta.low, "high": eta.high, "jobs": cell.jobs + one.jobs}
+                )
+    return found
+
+
+def best_batches(of: Sequence[Cell], facts: Facts) -> list[dict[str, Any]]:
+    """b_opt both ways, per slice with at least two batch sizes.
+
+    `argmax`: the b with the largest T(b) / b, the paper's definition, which is 1 wherever eta_b <= 1. `largest_keeping_80`:
+    the largest b with T(b) / b >= 0.8 · T(1). Each comes with the batch sizes that the intervals cannot rule out.
+    """
+    found = []
+    for members in slices(of, ("batch_size",)).values():
+        by_batch = {c.axes["batch_size"]: c for c in members if c.estimate("throughput_tok_s") is not None}
+        if len(by_batch) >= 2:
+            found.append(_best_batch(by_batch, facts))
+    return found
+
+
+def _best_batch(by_batch: dict[int, Cell], facts: Facts) -> dict[str, Any]:
+    batches = sorted(by_batch)
+    share = {batch: _estimate(by_batch[batch]) / batch for batch in batches}
+    best = max(batches, key=lambda batch: share[batch])
+    peak = max(batches, key=lambda batch: share[batch] * batch)
+    contenders = [batch for batch in batches if not _is_below(_per_instance(by_batch, batch, best, facts), 1.0)]
+    entry: dict[str, Any] = {
+        **{axis: value for axis, value in by_batch[best].axes.items() if axis != "batch_size"},
+        "batch_sizes": batches,
+        "argmax": best,
+        "argmax_not_ruled_out": contenders,
+        "throughput_peak": peak,
+        "largest_keeping_80": None,
+        "largest_keeping_80_range": None,
+        "jobs": [job for batch in batches for job in by_batch[batch].jobs],
+    }
+    if 1 in by_batch:
+        ratios = {batch: _per_instance(by_batch, batch, 1, facts) for batch in batches if batch > 1}
+        kept = [b for b, r in ratios.items() if r is not None and r.value >= KEEPS_SHARE]
+        surely = [b for b, r in ratios.items() if r is not None and r.low >= KEEPS_SHARE]
+        perhaps = [b for b, r in ratios.items() if r is not None and r.high >= KEEPS_SHARE]
+        entry["largest_keeping_80"] = max(kept, default=1)
+        entry["largest_keeping_80_range"] = [max(surely, default=1), max(perhaps, default=1)]
+    return entry
+
+
+def quantization(of: Sequence[Cell], facts: Facts) -> list[dict[str, Any]]:
+    """Every precision against every unquantized one of its slice: efficiency (speed kept) and memory reduction.
+
+    The reduction in theory is 1 - bits / bits; beside it the measured one of the peak during inference, and of the weights.
+    """
+    found = []
+    for members in slices(of, QUANTIZATION_AXES).values():
+        by_precision = {cell.axes["quantization"]: cell for cell in members}
+        for baseline in (name for name in UNQUANTIZED if name in by_precision):
+            for name, cell in by_precision.items():
+                if name != baseline and not (name in UNQUANTIZED and BITS[name] >= BITS[baseline]):
+                    found.append(_against(cell, by_precision[baseline], facts))
+    return found
+
+
+def _against(cell: Cell, base: Cell, facts: Facts) -> dict[str, Any]:
+    name, baseline = cell.axes["quantization"], base.axes["quantization"]
+    speed = cell_ratio(cell, base, "throughput_tok_s", facts)
+    ttft = cell_ratio(cell, base, "ttft_s", facts)
+    return {
+        **cell.axes,
+        "baseline": baseline,
+        "efficiency": speed.as_dict() if speed else None,
+        "ttft_ratio": ttft.as_dict() if ttft else None,
+        "memory_reduction_theory": 1 - BITS[name] / BITS[baseline],
+        "memory_reduction_measured": _reduction(cell, base, "memory_bytes"),
+        "weights_reduction_measured": _reduction(cell, base, "weight_bytes"),
+        "jobs": cell.jobs + base.jobs,
+    }
+
+
+def cost(of: Sequence[Cell], facts: Facts) -> list[dict[str, Any]]:
+    """Tokens per second per dollar of purchase, and dollars per million tokens from the hourly price, per cell."""
+    found = []
+    for cell in of:
+        price = facts.prices.get(cell.axes["hardware"])
+        throughput = cell.estimate("throughput_tok_s")
+        if price is None or throughput is None or throughput.value <= 0:
+            continue
+        hourly, purchase = price.hourly_usd, price.purchase_usd
+        per_hour = throughput.value * SECONDS_PER_HOUR / MILLION
+        found.append(
+            {
+                **cell.axes,
+                "tok_s_per_usd": throughput.value / purchase if purchase else None,
+                "tok_s_per_usd_low": throughput.low / purchase if purchase and throughput.low is not None else None,
+                "tok_s_per_usd_high": throughput.high / purchase if purchase and throughput.high is not None else None,
+                "usd_per_million_tokens": hourly / per_hour if hourly else None,
+                "purchase_usd": purchase,
+                "hourly_usd": hourly,
+                "price_source": price.source,
+                "price_date": price.date.isoformat(),
+                "jobs": cell.jobs,
+            }
+        )
+    return found
+
+
+def _estimate(cell: Cell) -> float:
+    estimate = cell.estimate("throughput_tok_s")
+    return estimate.value if estimate is not None else 0.0
+
+
+def _per_instance(by_batch: dict[int, Cell], batch: int, to: int, facts: Facts) -> Ratio | None:
+    """(T(b) / b) / (T(to) / to)."""
+    return None if batch == to else cell_ratio(by_batch[batch], by_batch[to], "throughput_tok_s", facts, to / batch)
+
+
+def _is_below(found: Ratio | None, bound: float) -> bool:
+    return found is not None and found.high < bound
+
+
+def _reduction(cell: Cell, base: Cell, metric: str) -> float | None:
+    now, before = cell.estimate(metric), base.estimate(metric)
+    return 1 - now.value / before.value if now is not None and before is not None and before.value > 0 else None
