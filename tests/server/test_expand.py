@@ -17,7 +17,7 @@ from effillm_server.contract.outcome import InfeasibleReason
 from effillm_server.contract.sweep import Engine, ModelChoice, Quantization, SweepDefinition
 from effillm_server.errors import BadInput
 from effillm_server.expand import PlannedCell, check, compute_dtype, count, expand, preview
-from tests.support.sweeps import definition
+from tests.support.definitions import definition
 
 QUICKSTART = Path(__file__).parents[2] / "examples/quickstart.yaml"
 MANY = list(range(1, 1_001))

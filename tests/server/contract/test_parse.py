@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from effillm_server.contract.parse import MAX_DEPTH, parse_definition, parse_document, validate_definition
 from effillm_server.contract.sweep import Bounds, SweepDefinition
 from effillm_server.errors import BadInput
-from tests.support.sweeps import document
+from tests.support.definitions import document
 
 MINIMAL = "name: x\nmodels: [facebook/opt-125m]\nhardware: cpu\nquantization: fp32\n"
 

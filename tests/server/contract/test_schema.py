@@ -13,7 +13,7 @@ import yaml
 from effillm_server.contract.parse import validate_definition
 from effillm_server.contract.schema import PUBLISHED, SUFFIX, render, schemas, write
 from effillm_server.errors import BadInput
-from tests.support.sweeps import document
+from tests.support.definitions import document
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "docs/contract"

@@ -16,7 +16,7 @@ from effillm_server.contract.sweep import (  # fmt: skip
     Visibility,
     Weights,
 )
-from tests.support.sweeps import definition
+from tests.support.definitions import definition
 
 
 def test_the_defaults_are_those_of_the_paper() -> None:
