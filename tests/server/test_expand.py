@@ -259,9 +259,9 @@ def test_a_billion_cells_are_refused_at_once_in_flat_memory() -> None:
     assert count(sweep) == 10**9
     tracemalloc.start()
     try:
-        began = time.perf_counter()
+        began = time.thread_time()
         error = refused(sweep)
-        elapsed = time.perf_counter() - began
+        elapsed = time.thread_time() - began
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from effillm_server.contract import timeline
@@ -30,6 +30,7 @@ def test_one_token_alone_has_no_gap_and_no_decode_speed() -> None:
     assert timeline.throughput_tok_s(STAMPS[:2], batch_size=1) == pytest.approx(2.0)
 
 
+@settings(deadline=None)
 @given(GAPS, st.integers(0, 10**15), st.integers(1, 64))
 def test_the_parts_add_up_to_the_whole_wherever_the_clock_starts(gaps: list[int], start: int, batch: int) -> None:
     stamps = [start]
