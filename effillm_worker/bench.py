@@ -70,6 +70,7 @@ class Bench:
         self._guard = threading.Lock()
         self._warm: _Warm | None = None
         self._running: tuple[int, int] | None = None
+        self._ended: float | None = None
         self._cancelled: set[tuple[int, int]] = set()
 
     @property
@@ -86,6 +87,7 @@ class Bench:
         try:
             outcome = self._measure(lease)
         finally:
+            self._ended = time.monotonic()
             with self._guard:
                 self._running = None
                 self._cancelled.discard(key)
@@ -131,9 +133,10 @@ class Bench:
             return warm
         facts = load().models.get(lease.cell.model)
         window = None if facts is None else facts.context_window
+        now = time.monotonic()
         event(
             "cell.start", job=lease.job_id, fence=lease.fence, device=self._device.id, group=lease.load_group,
-            preparation_s=round(time.monotonic() - started, 4),
+            preparation_s=round(now - started, 4), since_last_cell_s=None if self._ended is None else round(now - self._ended, 4),
         )  # fmt: skip
         run = Run(cell=lease.cell, plan=lease.plan, context_window=window)
         return warm.child.run(run, deadline_s=lease.plan.time_limit_s * 1.1 + CELL_MARGIN_S)
