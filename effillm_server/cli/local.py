@@ -60,7 +60,9 @@ class Box:
         self.is_stopping = False
         self.services = Services(say)
         self._postgres: EmbeddedPostgres | None = None
-        self._environment = dict(os.environ) | {
+        # A token of another cluster would be taken for ours.
+        foreign = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if plan.settings.ray_address is None else ()
+        self._environment = {name: value for name, value in os.environ.items() if name not in foreign} | {
             "EFFILLM_DATA_DIR": str(plan.settings.data_dir.absolute()),
             "EFFILLM_HOST": plan.settings.host,
             "EFFILLM_PORT": str(plan.settings.port),
@@ -126,7 +128,12 @@ class Box:
         with step("starting a local Ray node", "the Ray node is up"):
             self._start_python("node", "effillm_worker.node", *arguments)
             self._must("node", lambda: announced(log, begin), NODE_WITHIN_S)
-        self._environment["EFFILLM_RAY_ADDRESS"] = f"127.0.0.1:{port}"
+        # Ray reads its own variables while it is imported; the node has made the token by now.
+        self._environment |= {
+            "EFFILLM_RAY_ADDRESS": f"127.0.0.1:{port}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.plan.settings.data_dir.absolute() / "ray-token"),
+        }
 
     def _start_python(self, name: str, module: str, *arguments: str) -> None:
         command = (sys.executable, "-m", module, *arguments)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 
 from effillm_server.errors import Unavailable
 
@@ -20,6 +21,8 @@ TETHER = Path(__file__).with_name("tether.py")
 PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.05
 LARGEST_LOG_BYTES = 10_000_000
+# A message of ours fits; some libraries write an essay, which is in the log.
+LONGEST_QUOTE = 300
 # Deaths within the window after which a restart is given up; each restart waits twice as long as the one before.
 MAX_DEATHS = 5
 DEATH_WINDOW_S = 120.0
@@ -147,7 +150,7 @@ def last_line(log: Path) -> str:
         file.seek(max(0, log.stat().st_size - 8192))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
         if lines:
-            return in_words(lines[-1]).removeprefix("error: ")
+            return shorten(in_words(lines[-1]).removeprefix("error: "), LONGEST_QUOTE, placeholder=" …")
     return "it wrote nothing"
 
 

@@ -49,13 +49,14 @@ def follow(client: Client, sweep_id: str, tick: Callable[[], None] = lambda: Non
             tick()
             try:
                 snapshot = look(client, sweep_id)
-                away_since = None
             except Unavailable as error:
-                away_since = away_since or time.monotonic()
-                if time.monotonic() - away_since > PATIENCE_S:
+                if away_since is None:
+                    away_since = time.monotonic()
+                    say(f"{error} (still looking)")
+                elif time.monotonic() - away_since > PATIENCE_S:
                     raise
-                say(f"{error}; looking again")
             else:
+                away_since = None
                 show(snapshot)
                 if snapshot.is_over:
                     return snapshot.sweep

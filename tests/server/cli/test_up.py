@@ -1,0 +1,132 @@
+"""`up` and `run` end to end: real Postgres, real Ray, real children; devices declared, time simulated."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pyarrow.parquet
+import pytest
+
+from tests.support.commands import MARK, Up, belonging, effillm, up
+
+SWEEP = """
+name: story
+models: [facebook/opt-125m]
+hardware: [{hardware}]
+quantization: [fp16, int8]
+batch_size: [1, 4]
+generate_tokens: 8
+engine: simulated
+measurement: {{warmup: 3, iterations: 5}}
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short path that other users may pass, for Ray's sockets and Postgres's own user."""
+    path = Path(tempfile.mkdtemp(prefix="effillm-up-"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path)
+
+
+def sweep_file(folder: Path, hardware: str) -> str:
+    file = folder / "sweep.yaml"
+    file.write_text(SWEEP.format(hardware=hardware))
+    return str(file)
+
+
+def submitted(server: Up, folder: Path, hardware: str) -> str:
+    done = server.effillm("submit", sweep_file(folder, hardware), "--json")
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout)["id"])
+
+
+def test_a_sweep_is_measured_and_what_was_pending_goes_on_with_the_next_up(folder: Path) -> None:
+    with up(folder, "--declare", "t4:1") as server:
+        watched = server.effillm("submit", sweep_file(folder, "t4"), "--watch")
+        assert watched.returncode == 0, watched.stderr
+        assert "4 of 4 done: 4 measured" in watched.stderr
+        assert watched.stdout.count("measured") == 4
+
+        pending = submitted(server, folder, "a10")
+        jobs = server.effillm("jobs", pending)
+        assert jobs.stdout.count("pending") == 4
+        first = json.loads(server.effillm("jobs", pending, "--json").stdout)[0]
+        assert "no device of class a10" in server.effillm("job", str(first["id"])).stdout
+
+        second = effillm("up", "--port", "0", **server.settings)
+        assert second.returncode == 2
+        assert f"EffiLLM already runs on {folder}/data (process {server.process.pid}, {server.url})" in second.stderr
+
+        assert server.stop() == 0, server.said()
+        assert "what was pending goes on" in server.said()
+        assert server.left_behind() == []
+
+    with up(folder, "--declare", "a10:1") as server:
+        watched = server.effillm("watch", pending[:6], "--json")
+        assert watched.returncode == 0, watched.stderr
+        assert [row["state"] for row in json.loads(watched.stdout)] == ["measured"] * 4
+        assert server.stop(signal.SIGTERM) == 0, server.said()
+        assert server.left_behind() == []
+
+
+def test_a_child_that_is_killed_is_replaced_and_killing_up_itself_leaves_nothing(folder: Path) -> None:
+    with up(folder, "--declare", "t4:1") as server:
+        [api] = [
+            child for child in psutil.Process(server.process.pid).children() if "effillm_server.api" in child.cmdline()
+        ]
+        api.kill()
+        psutil.wait_procs([api], timeout=10)
+        assert answers(server)
+        assert "api was ended by SIGKILL" in server.said()
+
+        server.process.kill()
+        server.process.wait()
+        assert gone(server)
+
+
+def test_run_saves_the_results_of_one_sweep_and_leaves_nothing_behind(folder: Path) -> None:
+    output = folder / "out"
+    settings = {MARK: folder.name, "EFFILLM_DATA_DIR": str(folder / "data"), "EFFILLM_LOCK_DIR": str(folder / "locks")}
+    done = effillm("run", sweep_file(folder, "t4"), "-o", str(output), "--declare", "t4:1", **settings)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("(simulated)") == 4
+    with (output / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["state"] for row in rows] == ["measured"] * 4
+    assert [row["job"] for row in json.loads((output / "results.json").read_text())] == [
+        int(row["job"]) for row in rows
+    ]
+    assert pyarrow.parquet.read_table(output / "results.parquet").num_rows == 4
+    assert sorted(log.name for log in (output / "logs").iterdir()) == [
+        "api.log",
+        "database.log",
+        "fleet.log",
+        "node.log",
+    ]
+    assert not (folder / "data").exists()
+    assert belonging(settings) == []
+
+
+def answers(server: Up) -> bool:
+    """Whether the server answers again, asked until it does."""
+    transport = httpx.HTTPTransport(retries=8)  # waits 0, 0.5, 1, 2, 4 … seconds between connections
+    with httpx.Client(transport=transport) as http:
+        return http.get(f"{server.url}/readyz", timeout=30).is_success
+
+
+def gone(server: Up) -> bool:
+    """Whether everything that belonged to the server has ended, waited for."""
+    pids = [int(line.split()[0]) for line in server.left_behind()]
+    processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    psutil.wait_procs(processes, timeout=40)
+    return server.left_behind() == []
