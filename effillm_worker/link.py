@@ -146,7 +146,7 @@ class Link:
         self.supervisor.kill()  # the child has asked the kernel to die with it
         self.supervisor.wait()
         until = time.monotonic() + 3.0
-        while (left := marked(self.child_id)) and time.monotonic() < until:
+        while (left := marked(self.child_id, session=self.supervisor.pid)) and time.monotonic() < until:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -221,13 +221,18 @@ def _ready(seconds: float, *descriptors: int, events: int = select.POLLIN) -> li
     return [descriptor for descriptor, _ in poll.poll(seconds * 1000)]
 
 
-def marked(child_id: str) -> list[int]:
-    """Processes that carry this child's mark in their environment."""
+def marked(child_id: str, session: int | None = None) -> list[int]:
+    """Living processes that carry this child's mark in their environment, or belong to its supervisor's session.
+
+    A process on its way out has no environment any more but still its session.
+    """
     wanted = f"{MARKER}={child_id}".encode()
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+            with contextlib.suppress(OSError, IndexError):
+                fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                is_ours = int(fields[3]) == session or wanted in (entry / "environ").read_bytes().split(b"\0")
+                if is_ours and fields[0] not in "ZX":
                     found.append(int(entry.name))
     return found

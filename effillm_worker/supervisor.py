@@ -268,7 +268,7 @@ class Progress:
         """Take in the counter."""
         value = self._read()
         if value != self.value:
-            self.longest = max(self.longest, now - self.since)
+            self.longest = max(self.longest, now - self.since - TICK_S)  # it may have moved a tick before this look
             self.value, self.since, self.moved = value, now, True
 
     def hangs(self, now: float) -> bool:

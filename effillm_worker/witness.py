@@ -60,6 +60,7 @@ class Witness:
     pid: int
     stages: dict[str, MemoryReading] = field(default_factory=dict)
     steady: list[MemoryReading] = field(default_factory=list)
+    mapped: dict[str, int | None] = field(default_factory=dict)
     peak_resets: bool = True
 
     def __post_init__(self) -> None:
@@ -72,6 +73,7 @@ class Witness:
         self.steady.clear()
         for name in ("prefill_end", "decode_end"):
             self.stages.pop(name, None)
+            self.mapped.pop(name, None)
         self.energy = self.instruments.energy()
         self.watch = self.instruments.watch(self.pid, self.energy)
 
@@ -86,6 +88,7 @@ class Witness:
             self.steady.append(reading)
         else:
             self.stages[name] = reading
+            self.mapped[name] = self.meter.file_backed_bytes()
         if name == "baseline":
             self.meter.reset_peak()  # so that the reading `loaded` carries the peak of loading
 
@@ -144,8 +147,15 @@ class Witness:
             peak_decode=first.peak_decode or second.peak_decode,
             steady=first.steady or second.steady,
         )
-        lines = account(opened.model, said.account, child.baseline, child.loaded, chosen.peak)
+        lines = account(
+            opened.model, said.account, child.baseline, child.loaded, chosen.peak, self._mapped_since_loaded()
+        )
         return chosen.model_copy(update={"account": lines})
+
+    def _mapped_since_loaded(self) -> int | None:
+        ends = [self.mapped.get(name) for name in ("prefill_end", "decode_end")]
+        before, after = self.mapped.get("loaded"), max((end for end in ends if end is not None), default=None)
+        return None if before is None or after is None else after - before
 
     def _peak(self, name: str) -> MemoryReading | None:
         reading = self.stages.get(name)

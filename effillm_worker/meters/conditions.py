@@ -174,7 +174,8 @@ def _top_others(stretches: Sequence[Stretch], root: int, window_s: float) -> lis
         for pid, now in stretch.after.items():
             before = stretch.before.get(pid)
             if pid not in ours:
-                ticks[pid] = ticks.get(pid, 0) + now.ticks - (before.ticks if before else 0)
+                # Its own only: what it reaps may have run long before the window.
+                ticks[pid] = ticks.get(pid, 0) + now.own_ticks - (before.own_ticks if before else 0)
                 names[pid] = now.name
     most = sorted(ticks, key=lambda pid: -ticks[pid])[:3]
     used = [(pid, ticks[pid] / host.TICKS_PER_S / window_s) for pid in most]

@@ -26,11 +26,12 @@ class CpuTimes:
 
 @dataclass(frozen=True)
 class Usage:
-    """Processor time of one process since it began, its own and that of children it has waited for."""
+    """Processor time of one process since it began: its own, and that of children it has waited for."""
 
     parent: int
     name: str
-    ticks: int
+    own_ticks: int
+    reaped_ticks: int
 
 
 def cpu_times(processors: Sequence[int] = (), proc: Path = PROC) -> CpuTimes:
@@ -50,9 +51,10 @@ def cpu_times(processors: Sequence[int] = (), proc: Path = PROC) -> CpuTimes:
 def process_ticks(pid: int, proc: Path = PROC) -> int:
     """Ticks of a process and of children it has waited for; 0 when it is gone."""
     try:
-        return _usage((proc / str(pid) / "stat").read_text(errors="replace")).ticks
+        process = _usage((proc / str(pid) / "stat").read_text(errors="replace"))
     except (OSError, ValueError, IndexError):
         return 0
+    return process.own_ticks + process.reaped_ticks
 
 
 def usage(proc: Path = PROC) -> dict[int, Usage]:
@@ -123,4 +125,5 @@ def _usage(stat: str) -> Usage:
     head, _, rest = stat.rpartition(")")
     fields = rest.split()
     # Fields 4 (parent) and 14-17 (utime, stime, cutime, cstime) of proc_pid_stat(5); `rest` begins at field 3.
-    return Usage(int(fields[1]), head.partition("(")[2], sum(int(value) for value in fields[11:15]))
+    utime, stime, cutime, cstime = (int(value) for value in fields[11:15])
+    return Usage(int(fields[1]), head.partition("(")[2], utime + stime, cutime + cstime)

@@ -70,6 +70,10 @@ class TreeMeter:
             vram_source="allocator of the framework; process and device by NVML" if has_vram else None,
         )
 
+    def file_backed_bytes(self) -> int | None:
+        """Resident pages of mapped files: libraries' code, and weights that are mapped rather than copied."""
+        return _sum([_status(self.proc / str(pid), "RssFile").get("RssFile") for pid in tree(self.root, self.proc)])
+
     def _device(self, pids: Sequence[int]) -> tuple[int | None, int | None]:
         if self.gpu is None:
             return None, None
@@ -99,12 +103,12 @@ def _parent(entry: Path) -> int | None:
         return None
 
 
-def _status(entry: Path) -> dict[str, int]:
+def _status(entry: Path, prefix: str = "Vm") -> dict[str, int]:
     try:
         lines = (entry / "status").read_text(errors="replace").splitlines()
     except OSError:
         return {}
-    pairs = (line.split(":", 1) for line in lines if line.startswith("Vm"))
+    pairs = (line.split(":", 1) for line in lines if line.startswith(prefix))
     return {name: int(value.split()[0]) * 1024 for name, value in pairs}
 
 

@@ -1,110 +1,57 @@
-"""NVIDIA's management library as pynvml offers it, with boards of the test's choice."""
+"""A GPU that reports what a test tells it to: implements `GpuProbe`, talks to no driver."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-import pytest
+from effillm_worker.meters.nvml import NvmlError
 
-
-class NVMLError(Exception):
-    """What pynvml raises for everything."""
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Board:
-    name: str
-    memory_bytes: int = 16 * 2**30
-    slices: tuple[str, ...] = ()
-    unsupported: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Handle:
-    index: int
-    board: Board
-    slice: int | None = None
-
-
+@dataclass
 class FakeNvml:
-    """The calls that `effillm_worker.gpus` makes."""
+    """Set the fields; name a method in `silent` and it answers as a driver without that feature."""
 
-    NVMLError = NVMLError
+    used_bytes: int = 0
+    running: dict[int, int | None] = field(default_factory=dict)
+    temperature: float = 40.0
+    power: float = 60.0
+    power_limit: float = 72.0
+    sm_mhz: int = 1500
+    throttle: int = 0
+    joules: list[float] = field(default_factory=lambda: [0.0])
+    silent: frozenset[str] = frozenset()
 
-    def __init__(self, boards: Sequence[Board], *, has_driver: bool = True) -> None:
-        self._boards = boards
-        self._has_driver = has_driver
+    def memory_used_bytes(self) -> int:
+        return self._answer("memory_used_bytes", self.used_bytes)
 
-    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "pynvml", self)
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    def processes(self) -> dict[int, int | None]:
+        self._answer("processes", 0)
+        return dict(self.running)
 
-    def nvmlInit(self) -> None:  # noqa: N802 - NVIDIA's names, here and below
-        if not self._has_driver:
-            raise NVMLError("Driver Not Loaded")
+    def temperature_c(self) -> float:
+        return self._answer("temperature_c", self.temperature)
 
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        pass
+    def power_w(self) -> float:
+        return self._answer("power_w", self.power)
 
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        return len(self._boards)
+    def power_limit_w(self) -> float:
+        return self._answer("power_limit_w", self.power_limit)
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Handle:  # noqa: N802
-        return Handle(index, self._boards[index])
+    def clocks_mhz(self) -> dict[str, int]:
+        return {"sm": self._answer("clocks_mhz", self.sm_mhz), "memory": 6000}
 
-    def nvmlDeviceGetName(self, handle: Handle) -> str:  # noqa: N802
-        suffix = "" if handle.slice is None else f" MIG {handle.board.slices[handle.slice]}"
-        return handle.board.name + suffix
+    def throttle_reasons(self) -> int:
+        return self._answer("throttle_reasons", self.throttle)
 
-    def nvmlDeviceGetUUID(self, handle: Handle) -> str:  # noqa: N802
-        return f"GPU-{handle.index:04d}" if handle.slice is None else f"MIG-{handle.index:04d}-{handle.slice}"
+    def energy_j(self) -> float:
+        """The next of `joules`; the last one for ever."""
+        self._answer("energy_j", 0)
+        return self.joules.pop(0) if len(self.joules) > 1 else self.joules[0]
 
-    def nvmlDeviceGetMemoryInfo(self, handle: Handle) -> Any:  # noqa: N802
-        return SimpleNamespace(total=handle.board.memory_bytes)
-
-    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
-        return "570.10"
-
-    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:  # noqa: N802
-        return 12080
-
-    def nvmlDeviceGetEnforcedPowerLimit(self, handle: Handle) -> int:  # noqa: N802
-        return int(self._answer(handle, "power", 450_000))
-
-    def nvmlDeviceGetCudaComputeCapability(self, handle: Handle) -> tuple[int, int]:  # noqa: N802
-        self._answer(handle, "capability", None)
-        return (8, 9)
-
-    def nvmlDeviceGetMaxClockInfo(self, handle: Handle, kind: int) -> int:  # noqa: N802
-        return 2100 + kind
-
-    def nvmlDeviceGetMaxPcieLinkGeneration(self, handle: Handle) -> int:  # noqa: N802
-        return 4
-
-    def nvmlDeviceGetMaxPcieLinkWidth(self, handle: Handle) -> int:  # noqa: N802
-        return 16
-
-    def nvmlDeviceGetEccMode(self, handle: Handle) -> list[int]:  # noqa: N802
-        self._answer(handle, "ecc", None)
-        return [1, 1]
-
-    def nvmlDeviceGetMigMode(self, handle: Handle) -> list[int]:  # noqa: N802
-        self._answer(handle, "mig", None)
-        return [int(bool(handle.board.slices))] * 2
-
-    def nvmlDeviceGetMaxMigDeviceCount(self, handle: Handle) -> int:  # noqa: N802
-        return 7
-
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: Handle, index: int) -> Handle:  # noqa: N802
-        if index >= len(handle.board.slices):
-            raise NVMLError("Not Found")
-        return Handle(handle.index, handle.board, index)
-
-    def _answer(self, handle: Handle, question: str, value: object) -> Any:
-        if question in handle.board.unsupported:
-            raise NVMLError("Not Supported")
+    def _answer(self, name: str, value: T) -> T:
+        if name in self.silent:
+            raise NvmlError("Not Supported")
         return value

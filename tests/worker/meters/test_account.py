@@ -1,0 +1,40 @@
+"""The memory account adds up, and what it cannot explain is a line of its own."""
+
+from __future__ import annotations
+
+from effillm_server.contract.outcome import LoadedModel, MemoryReading
+from effillm_worker.meters.account import account
+
+MODEL = LoadedModel(parameters=100, weight_bytes=400, bits_per_weight=32.0, dtype="float32")
+
+
+def ram(size: int, peak: int | None = None) -> MemoryReading:
+    return MemoryReading(ram_bytes=size, ram_peak_bytes=peak)
+
+
+def test_growth_is_the_sum_of_its_lines() -> None:
+    lines = account(MODEL, {"kv_cache_predicted_bytes": 50}, ram(1000), ram(1430), ram(1480, 1500), 7)
+    assert lines == {
+        "growth_bytes": 500, "weights_bytes": 400, "kv_cache_predicted_bytes": 50, "mapped_files_bytes": 7,
+        "other_bytes": 37, "unexplained_bytes": 13,
+    }  # fmt: skip
+
+
+def test_on_a_device_the_allocators_figures_count_and_mapped_files_do_not() -> None:
+    readings = [MemoryReading(ram_bytes=9999, vram_bytes=size) for size in (0, 410, 470)]
+    lines = account(MODEL, {"kv_cache_predicted_bytes": 50}, *readings, 7)
+    assert (lines["growth_bytes"], lines["other_bytes"], lines["unexplained_bytes"]) == (470, 10, 10)
+    assert lines["mapped_files_bytes"] is None
+
+
+def test_what_the_child_can_name_belongs_to_other() -> None:
+    said = {"kv_cache_predicted_bytes": 50, "activations_bytes": 13}
+    lines = account(MODEL, said, ram(1000), ram(1430), ram(1480, 1493))
+    assert lines["other_bytes"] == 43 and lines["unexplained_bytes"] == 0 and lines["activations_bytes"] == 13
+
+
+def test_a_line_that_cannot_be_known_leaves_the_remainder_unknown() -> None:
+    assert account(MODEL, {}, ram(1000), ram(1430), ram(1480))["unexplained_bytes"] is None
+    nothing = account(MODEL, {"kv_cache_predicted_bytes": 50}, None, ram(1), ram(2))
+    assert nothing["growth_bytes"] is None and nothing["unexplained_bytes"] is None
+    assert nothing["weights_bytes"] == 400
