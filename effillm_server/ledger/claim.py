@@ -6,33 +6,38 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, TextClause, text
+from sqlalchemy import Connection, RowMapping, text
 
 from effillm_server.contract.job import Lease
 from effillm_server.contract.sweep import Isolation, MeasurementPlan
 from effillm_server.ledger.journal import Journal
+from effillm_server.ledger.prepared import Statement
 from effillm_server.ledger.rows import cell_columns, cell_of
 from effillm_server.ledger.transitions import LEASED_MS, NOW_MS
 from effillm_server.lifecycle import JobState
 
-_DEVICE = text("""
+# The device, locked, and the sweeps that wait for its class: highest priority first, then least device time served, in
+# flight included, straight from the counters.
+_LOOK = Statement(
+    "look",
+    f"""
+WITH d AS MATERIALIZED (SELECT * FROM device WHERE id = :device FOR NO KEY UPDATE)
 SELECT d.id, d.hardware_class, d.state, d.boot_id, d.declared, d.node, d.load_group, d.load_sweep,
-    extract(epoch FROM clock_timestamp() - d.load_since)::double precision AS load_age_s,
+    extract(epoch FROM clock_timestamp() - d.load_since)::double precision AS load_age_s, w.id AS sweep, w.priority,
     EXISTS (
         SELECT FROM device o WHERE o.hardware_class = d.hardware_class AND o.id <> d.id AND o.declared = d.declared
             AND o.state IN ('free', 'leased', 'releasing')
     ) AS has_neighbour
-FROM device d WHERE d.id = :device FOR NO KEY UPDATE OF d
-""")
-# Device time served so far, in flight included, straight from the counters.
-_SWEEPS = text(f"""
-SELECT s.id, s.priority FROM sweep s JOIN sweep_counter k ON k.sweep_id = s.id AND k.hardware = :hardware
-WHERE s.finished_at IS NULL
-GROUP BY s.id HAVING sum(k.pending) > 0
-ORDER BY s.priority DESC, sum(k.served_ms) + sum(k.leased) * {NOW_MS} - sum(k.leased_since_ms), sum(k.leased),
-    s.created_at, s.id
-""")
-
+FROM d LEFT JOIN LATERAL (
+    SELECT s.id, s.priority, s.created_at, sum(k.leased) AS leased,
+        sum(k.served_ms) + sum(k.leased) * {NOW_MS} - sum(k.leased_since_ms) AS device_ms
+    FROM sweep s JOIN sweep_counter k ON k.sweep_id = s.id AND k.hardware = d.hardware_class
+    WHERE s.finished_at IS NULL GROUP BY s.id HAVING sum(k.pending) > 0
+) w ON d.state = 'free'
+ORDER BY w.priority DESC, w.device_ms, w.leased, w.created_at, w.id
+""",
+    device="text",
+)
 _MINE = f"""
 SELECT j.id AS job_id, j.sweep_id, j.fence, j.faults, j.load_group, j.fresh_child, j.lease_ttl_s,
     {LEASED_MS.replace("leased_at", "j.leased_at")} AS leased_ms, {cell_columns("j")},
@@ -79,22 +84,32 @@ _PLACES = {
     "behind others": _BEHIND_OTHERS,
     "anywhere": "",
 }
+_CLAIM_TYPES = {
+    "sweep": "text", "hardware": "text", "device": "text", "boot": "text", "node": "text", "has_neighbour": "boolean",
+    "ttl_s": "double precision", "held_group": "text",
+}  # fmt: skip
 
 
-def _claims(condition: str) -> dict[str, TextClause]:
-    return {name: text(_CLAIM.format(place=f"{place} {condition}")) for name, place in _PLACES.items()}
+def _claims(engine: str, condition: str) -> dict[str, Statement]:
+    return {
+        name: Statement(
+            f"claim_{engine}_{name.replace(' ', '_')}",
+            _CLAIM.format(place=f"{place} {condition}"),
+            **(_CLAIM_TYPES | ({"priority": "smallint"} if ":priority" in place else {})),
+        )
+        for name, place in _PLACES.items()
+    }
 
 
-_CLAIM_ANY = _claims("")
-_CLAIM_SIMULATED = _claims("AND engine = 'simulated'")
+_CLAIM_ANY = _claims("any", "")
+_CLAIM_SIMULATED = _claims("simulated", "AND engine = 'simulated'")
 
 
 @dataclass(frozen=True)
 class LeaseRequest:
     """A device asks for work. `held_group` is the load group its child has loaded, if one is alive.
 
-    The age of the group is counted by the database from the first lease of it; `held_since` is what the caller knows
-    and is used only where the ledger has no record, because clocks of other machines are not to be trusted.
+    The group's age is counted by the database from its first lease: `held_since`, the caller's clock, is for its own log.
     """
 
     device_id: str
@@ -119,36 +134,41 @@ def lease(c: Connection, request: LeaseRequest) -> Lease | None:
 
 def lease_in(c: Connection, journal: Journal, request: LeaseRequest) -> Lease | None:
     """As `lease`, leaving counters and events in the caller's journal."""
-    device = c.execute(_DEVICE, {"device": request.device_id}).mappings().first()
-    if device is None or device["boot_id"] != request.boot_id:
+    found = _LOOK(c, {"device": request.device_id}).mappings().all()
+    if not found or found[0]["boot_id"] != request.boot_id:
         return None
+    device = found[0]
     if device["state"] == "leased":
         row = c.execute(_GRANTED, {"device": request.device_id, "boot": request.boot_id}).mappings().first()
         return None if row is None else _lease(row, request.device_id)
     if device["state"] != "free":
         return None
-    sweeps = c.execute(_SWEEPS, {"hardware": device["hardware_class"]}).all()
-    # A held group is worth preferring only while the child that has it loaded is alive.
-    held_sweep = device["load_sweep"] if request.held_group == device["load_group"] else None
+    sweeps = [(row["sweep"], row["priority"]) for row in found if row["sweep"] is not None]
+    return _claim(c, journal, request, device, sweeps)
+
+
+def _claim(
+    c: Connection, journal: Journal, request: LeaseRequest, device: RowMapping, sweeps: list[tuple[str, int]]
+) -> Lease | None:
     claims = _CLAIM_SIMULATED if device["declared"] else _CLAIM_ANY
+    # A group is held while the child that has it loaded is alive.
+    held_sweep = device["load_sweep"] if request.held_group == device["load_group"] else None
+    age_s = device["load_age_s"] or 0.0
     common = {
         "device": device["id"], "hardware": device["hardware_class"], "node": device["node"], "boot": request.boot_id,
         "ttl_s": request.ttl_s, "has_neighbour": device["has_neighbour"], "held_group": request.held_group,
     }  # fmt: skip
-    may_keep = device["load_age_s"] is None or device["load_age_s"] < request.group_max_age_s
-    for sweep_id, priority, place in _places([(s.id, s.priority) for s in sweeps], held_sweep, may_keep):
-        row = c.execute(claims[place], common | {"sweep": sweep_id, "priority": priority}).mappings().first()
+    for sweep_id, priority, place in _places(sweeps, held_sweep, may_keep=age_s < request.group_max_age_s):
+        row = claims[place](c, common | {"sweep": sweep_id, "priority": priority}).mappings().first()
         if row is not None:
             journal.move(row["sweep_id"], row["hardware"], JobState.PENDING, JobState.LEASED)
             journal.lease_began(row["sweep_id"], row["hardware"], row["leased_ms"])
-            journal.event(
-                "job_leased", row["sweep_id"], row["job_id"], device=request.device_id, fence=row["fence"]
-            )  # fmt: skip
+            journal.event("job_leased", row["sweep_id"], row["job_id"], device=request.device_id, fence=row["fence"])
             return _lease(row, request.device_id)
     return None
 
 
-def _places(sweeps: list[tuple[str, int]], held_sweep: str | None, may_keep: bool) -> Iterator[tuple[str, int, str]]:
+def _places(sweeps: list[tuple[str, int]], held_sweep: str | None, *, may_keep: bool) -> Iterator[tuple[str, int, str]]:
     """Where to look, in order: (sweep, priority, place). `sweeps` come by priority, then by device time served."""
     if not sweeps:
         return

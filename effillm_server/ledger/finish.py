@@ -12,17 +12,23 @@ from effillm_server.contract.outcome import Cancelled, Exit, Infeasible, Infeasi
 from effillm_server.ledger.claim import LeaseRequest, lease_in
 from effillm_server.ledger.implied import imply
 from effillm_server.ledger.journal import Journal
-from effillm_server.ledger.results import store_child, store_measurement
+from effillm_server.ledger.prepared import Statement
+from effillm_server.ledger.results import measurement_values, store_child, store_samples
 from effillm_server.ledger.sweeps import settle
 from effillm_server.ledger.transitions import HELD, Ending, Held, describe, end_lease
 from effillm_server.lifecycle import MEMORY_REASONS, DeviceState, History, JobState, after
 from effillm_server.records import Finished
 
-_JOB = text(f"""
+_JOB = Statement(
+    "finish_job",
+    f"""
 SELECT {HELD}, j.batch_size, d.declared, f.record->'software'->>'code_version' AS code_version
 FROM job j LEFT JOIN device d ON d.id = :device LEFT JOIN fingerprint f ON f.digest = d.fingerprint_digest
 WHERE j.id = :job FOR NO KEY UPDATE OF j
-""")
+""",
+    job="bigint",
+    device="text",
+)
 # Read after the job is locked: in the statement that waited for the lock it would still be as it was before.
 _ATTEMPT = text("""
 SELECT device_id, boot_id, reported, outcome, outcome_digest, followed_by FROM attempt
@@ -56,7 +62,7 @@ def finish(
         "job": job_id, "fence": fence, "device": device_id, "boot": boot_id,
         "digest": hashlib.sha256(text_of_outcome.encode()).hexdigest(),
     }  # fmt: skip
-    row = c.execute(_JOB, {"job": job_id, "device": device_id}).first()
+    row = _JOB(c, writer).first()
     state, why_not, sweep_id = _judge(c, row, writer, outcome)
     if why_not is not None:
         c.execute(_REJECT, writer | {"outcome": text_of_outcome, "why": why_not})
@@ -117,13 +123,10 @@ def _accept(
 ) -> JobState:
     was_reaped = held.state is JobState.PENDING
     step = after(outcome, History(held.faults - was_reaped, held.remeasures), jitter)
-    child, clocks, code_version = outcome.child, None, row["code_version"]
+    child, measurement, clocks, code_version = outcome.child, None, None, row["code_version"]
     if isinstance(outcome, Measured):
-        store_measurement(
-            c,
-            (writer["device"], writer["boot"], row["declared"]),
-            (held.job_id, held.fence, row["batch_size"]),
-            outcome,
+        measurement = measurement_values(
+            writer["device"], writer["boot"], row["batch_size"], outcome, declared=row["declared"]
         )
         clocks, code_version = outcome.details.get("clocks"), outcome.fingerprint.software.code_version
     elif child is not None:
@@ -136,7 +139,9 @@ def _accept(
     )  # fmt: skip
     # A cancelled child may still be on its way out: its device is free when its actor has attested.
     device_state = DeviceState.RELEASING if isinstance(outcome, Cancelled) else DeviceState.FREE
-    end_lease(c, journal, held, ending, step, (device_state, None))
+    end_lease(c, journal, held, ending, step, (device_state, None), measurement)
+    if isinstance(outcome, Measured):
+        store_samples(c, held.job_id, held.fence, outcome.samples)
     if step.state is JobState.INFEASIBLE and isinstance(outcome, Infeasible) and outcome.reason in MEMORY_REASONS:
         imply(c, journal, held.sweep_id, held.job_id, writer["device"], InfeasibleReason(outcome.reason))
     return step.state

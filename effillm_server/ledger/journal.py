@@ -11,8 +11,10 @@ import zlib
 from collections import defaultdict
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from effillm_server.contract.outcome import InfeasibleReason
+from effillm_server.ledger.prepared import Statement
 from effillm_server.lifecycle import JobState
 
 CHANNEL = "effillm"
@@ -20,27 +22,36 @@ SHARDS = 16
 # Class of the advisory locks that writers of events hold; see queries.events.
 EVENT_LOCK_CLASS = 0x4556
 
-_COUNT = """
-INSERT INTO sweep_counter AS k (sweep_id, hardware, shard, {columns})
-SELECT x->>'sweep_id', x->>'hardware', :shard, {values}
-FROM jsonb_array_elements(CAST(:counts AS jsonb)) x
-ON CONFLICT (sweep_id, hardware, shard) DO UPDATE SET {sums}
-"""
-# The writer first locks a lower bound of the ids it is about to draw, and holds it until it has committed: a reader
-# can then tell ids that will never appear from ids that are still to come.
-_TELL = text(f"""
-WITH told AS MATERIALIZED (SELECT x FROM jsonb_array_elements(CAST(:events AS jsonb)) x),
-bound AS MATERIALIZED (
+_COUNTED = (*map(str, JobState), *map(str, InfeasibleReason), "served_ms", "leased_since_ms")
+# The writer of events first locks a lower bound of the ids it is about to draw, and holds it until it has committed: a
+# reader can then tell ids that will never appear from ids that are still to come.
+_FLUSH = Statement(
+    "flush",
+    f"""
+WITH counted AS (
+    INSERT INTO sweep_counter AS k (sweep_id, hardware, shard, {", ".join(_COUNTED)})
+    SELECT sweep_id, hardware, :shard, {", ".join(f"coalesce({name}, 0)" for name in _COUNTED)}
+    FROM json_to_recordset(:counts)
+        AS x (sweep_id text, hardware text, {", ".join(f"{name} bigint" for name in _COUNTED)})
+    ORDER BY sweep_id, hardware
+    ON CONFLICT (sweep_id, hardware, shard)
+        DO UPDATE SET {", ".join(f"{name} = k.{name} + excluded.{name}" for name in _COUNTED)}
+), told AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(:events) AS x (sweep text, job bigint, kind text, data jsonb)
+), bound AS MATERIALIZED (
     SELECT pg_advisory_xact_lock_shared(
         ({EVENT_LOCK_CLASS}::bigint << 32) | ((last_value + is_called::int) & 4294967295)
     ) FROM event_id_seq
-),
-stored AS (
-    INSERT INTO event (sweep_id, job_id, kind, data)
-    SELECT x->>'sweep', (x->>'job')::bigint, x->>'kind', x->'data' FROM bound CROSS JOIN told
+), stored AS (
+    INSERT INTO event (sweep_id, job_id, kind, data) SELECT sweep, job, kind, data FROM bound CROSS JOIN told
 )
-SELECT pg_notify('{CHANNEL}', payload) FROM unnest(CAST(:payloads AS text[])) payload
-""")
+SELECT pg_notify('{CHANNEL}', payload) FROM unnest(:payloads) payload
+""",
+    shard="smallint",
+    counts="json",
+    events="json",
+    payloads="text[]",
+)
 
 
 def shard_of(device_id: str) -> int:
@@ -85,28 +96,22 @@ class Journal:
         self._events.append({"kind": kind, "sweep": sweep_id, "job": job_id, "data": data})
 
     def flush(self, c: Connection) -> None:
-        """Write the counters, then the events with their notifications."""
-        self._flush_counts(c)
-        if self._events:
-            payloads = sorted({_payload(event) for event in self._events})
-            c.execute(_TELL, {"events": json.dumps(self._events), "payloads": payloads})
-            self._events.clear()
-
-    def _flush_counts(self, c: Connection) -> None:
-        rows = [
-            {"sweep_id": sweep_id, "hardware": hardware, **{name: n for name, n in counts.items() if n}}
-            for (sweep_id, hardware), counts in sorted(self._counts.items())
-        ]
-        self._counts.clear()
-        columns = sorted({name for row in rows for name in row} - {"sweep_id", "hardware"})
-        if not columns:
+        """Write the counters, sorted, and the events with their notifications."""
+        if not self._counts and not self._events:
             return
-        statement = _COUNT.format(
-            columns=", ".join(columns),
-            values=", ".join(f"coalesce((x->>'{name}')::bigint, 0)" for name in columns),
-            sums=", ".join(f"{name} = k.{name} + excluded.{name}" for name in columns),
-        )
-        c.execute(text(statement), {"shard": self._shard, "counts": json.dumps(rows)})
+        counts = [
+            {"sweep_id": sweep_id, "hardware": hardware} | {name: n for name, n in changes.items() if n}
+            for (sweep_id, hardware), changes in self._counts.items()
+        ]
+        values = {
+            "shard": self._shard,
+            "counts": json.dumps(counts),
+            "events": json.dumps(self._events),
+            "payloads": sorted({_payload(event) for event in self._events}),
+        }
+        _FLUSH(c, values)
+        self._counts.clear()
+        self._events.clear()
 
 
 def _payload(event: dict[str, Any]) -> str:

@@ -40,6 +40,5 @@ def events(c: Connection, after_id: int, limit: int, sweep_id: str | None = None
 def last_event_id(c: Connection) -> int:
     """Id behind which a stream that starts now goes on; 0 when there is no event yet."""
     settled = c.execute(_SETTLED).scalar_one()
-    return c.execute(
-        text("SELECT coalesce(max(id), 0) FROM event WHERE id <= :settled"), {"settled": settled}
-    ).scalar_one()
+    last = text("SELECT coalesce(max(id), 0) FROM event WHERE id <= :settled")
+    return int(c.execute(last, {"settled": settled}).scalar_one())

@@ -12,6 +12,7 @@ from effillm_server.contract import timeline
 from effillm_server.contract.fingerprint import Fingerprint
 from effillm_server.contract.outcome import ChildRecord, Measured, Phase, Sample
 from effillm_server.ledger.copying import copy_rows
+from effillm_server.ledger.prepared import Statement
 
 SAMPLE_COLUMNS = ("job_id", "fence", "position", "iteration", "phase", "prompt_tokens", "timestamps_ns", "outlier")
 
@@ -19,8 +20,8 @@ SAMPLE_COLUMNS = ("job_id", "fence", "position", "iteration", "phase", "prompt_t
 _CHILD = """
 INSERT INTO child AS k (id, device_id, boot_id, load_group, pid, started_at, load_s, baseline, loaded, released,
                         cells_measured, loaded_model)
-VALUES (:child_id, :device_id, :boot_id, :load_group, :pid, :started_at, :load_s, CAST(:baseline AS jsonb),
-        CAST(:loaded AS jsonb), CAST(:released AS jsonb), :cells_measured, CAST(:loaded_model AS jsonb))
+VALUES (:child_id, :device_id, :boot_id, :load_group, :pid, :started_at, :load_s, :baseline, :loaded, :released,
+        :cells_measured, :loaded_model)
 ON CONFLICT (id) DO UPDATE SET
     load_s = coalesce(excluded.load_s, k.load_s), baseline = coalesce(excluded.baseline, k.baseline),
     loaded = coalesce(excluded.loaded, k.loaded), released = coalesce(excluded.released, k.released),
@@ -28,28 +29,40 @@ ON CONFLICT (id) DO UPDATE SET
     loaded_model = coalesce(excluded.loaded_model, k.loaded_model), recorded_at = clock_timestamp()
 WHERE k.device_id = excluded.device_id
 """
-_STORE_CHILD = text(_CHILD)
+CHILD_TYPES = {
+    "child_id": "text", "device_id": "text", "boot_id": "text", "load_group": "text", "pid": "bigint",
+    "started_at": "text", "load_s": "double precision", "baseline": "jsonb", "loaded": "jsonb", "released": "jsonb",
+    "cells_measured": "int", "loaded_model": "jsonb",
+}  # fmt: skip
+_STORE_CHILD = Statement("store_child", _CHILD, **CHILD_TYPES)
 _STORE_FINGERPRINT = text("""
 INSERT INTO fingerprint (digest, record) VALUES (:digest, CAST(:record AS jsonb)) ON CONFLICT (digest) DO NOTHING
 """)
-_STORE_MEASUREMENT = text(f"""
-WITH child_stored AS ({_CHILD}),
+# Parts of the statement that ends a lease: the foreign keys hold at its end.
+MEASUREMENT = f"""
+child_stored AS ({_CHILD}),
 known AS (
-    INSERT INTO fingerprint (digest, record) VALUES (:digest, CAST(:fingerprint AS jsonb))
-    ON CONFLICT (digest) DO NOTHING
+    INSERT INTO fingerprint (digest, record) VALUES (:fingerprint_digest, :fingerprint) ON CONFLICT (digest) DO NOTHING
+), measured AS (
+    INSERT INTO measurement (job_id, fence, device_id, declared, simulated, child_id, fingerprint_digest, verdict,
+        reasons, stop_reason, iterations, warmup_iterations, throughput_tok_s, ttft_s, e2e_s, peak_ram_bytes,
+        peak_vram_bytes, energy_j, record)
+    VALUES (:job, :fence, :device_id, :declared, :simulated, :child_id, :fingerprint_digest, :verdict, :reasons,
+        :stop_reason, :iterations, :warmup_iterations, :throughput_tok_s, :ttft_s, :e2e_s, :peak_ram_bytes,
+        :peak_vram_bytes, :energy_j, :record)
 )
-INSERT INTO measurement (job_id, fence, device_id, declared, simulated, child_id, fingerprint_digest, verdict, reasons,
-    stop_reason, iterations, warmup_iterations, throughput_tok_s, ttft_s, e2e_s, peak_ram_bytes, peak_vram_bytes,
-    energy_j, record)
-VALUES (:job_id, :fence, :device_id, :declared, :simulated, :child_id, :digest, :verdict, CAST(:reasons AS text[]),
-    :stop_reason, :iterations, :warmup_iterations, :throughput_tok_s, :ttft_s, :e2e_s, :peak_ram_bytes, :peak_vram_bytes,
-    :energy_j, CAST(:record AS jsonb))
-""")
+"""
+MEASUREMENT_TYPES = CHILD_TYPES | {
+    "fingerprint_digest": "text", "fingerprint": "jsonb", "declared": "boolean", "simulated": "boolean",
+    "verdict": "text", "reasons": "text[]", "stop_reason": "text", "iterations": "int", "warmup_iterations": "int",
+    "throughput_tok_s": "double precision", "ttft_s": "double precision", "e2e_s": "double precision",
+    "peak_ram_bytes": "bigint", "peak_vram_bytes": "bigint", "energy_j": "double precision", "record": "jsonb",
+}  # fmt: skip
 
 
 def store_child(c: Connection, device_id: str, boot_id: str, child: ChildRecord) -> bool:
     """Whether the child's record was stored; it is not when another device has a child of this id."""
-    return c.execute(_STORE_CHILD, _child_values(device_id, boot_id, child)).rowcount == 1
+    return _STORE_CHILD(c, _child_values(device_id, boot_id, child)).rowcount == 1
 
 
 def store_fingerprint(c: Connection, fingerprint: Fingerprint) -> str:
@@ -59,32 +72,29 @@ def store_fingerprint(c: Connection, fingerprint: Fingerprint) -> str:
     return fingerprint.digest
 
 
-def store_measurement(
-    c: Connection, device: tuple[str, str, bool], job: tuple[int, int, int], measured: Measured
-) -> None:
-    """Store a measurement with its child, fingerprint and samples.
-
-    `device` is its id, the actor's boot id and whether it is only declared; `job` is id, fence and batch size.
-    """
-    device_id, boot_id, declared = device
-    job_id, fence, batch_size = job
+def measurement_values(
+    device_id: str, boot_id: str, batch_size: int, measured: Measured, *, declared: bool
+) -> dict[str, Any]:
+    """Parameters of MEASUREMENT except job and fence. `declared`: the device is claimed for tests, not detected."""
     peak = measured.memory.peak
-    values = _child_values(device_id, boot_id, measured.child) | _headline(measured.samples, batch_size)
-    values |= {
-        "job_id": job_id, "fence": fence, "declared": declared, "simulated": measured.simulated,
-        "digest": measured.fingerprint.digest, "fingerprint": measured.fingerprint.model_dump_json(),
-        "verdict": measured.verdict, "reasons": list(measured.reasons), "stop_reason": measured.stop_reason,
+    return _child_values(device_id, boot_id, measured.child) | _headline(measured.samples, batch_size) | {
+        "declared": declared, "simulated": measured.simulated, "fingerprint_digest": measured.fingerprint.digest,
+        "fingerprint": measured.fingerprint.model_dump_json(), "verdict": measured.verdict,
+        "reasons": list(measured.reasons), "stop_reason": measured.stop_reason,
         "peak_ram_bytes": peak and (peak.ram_peak_bytes or peak.ram_bytes), "peak_vram_bytes": peak and peak.vram_bytes,
         "energy_j": measured.energy_j,
         # Child and fingerprint have rows of their own, shared by many measurements.
         "record": measured.model_dump_json(exclude={"samples", "child", "fingerprint"}),
     }  # fmt: skip
-    c.execute(_STORE_MEASUREMENT, values)
+
+
+def store_samples(c: Connection, job_id: int, fence: int, samples: tuple[Sample, ...]) -> None:
+    """Store the iterations of a measurement, their timestamps as an array each."""
     copy_rows(
         c, "sample", SAMPLE_COLUMNS,
         (
             (job_id, fence, position, s.iteration, s.phase, s.prompt_tokens, s.timestamps_ns, s.outlier)
-            for position, s in enumerate(measured.samples)
+            for position, s in enumerate(samples)
         ),
     )  # fmt: skip
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row
 
 from effillm_server.contract.outcome import Cancelled, Exit, Fault, Infeasible, Measured, Outcome
+from effillm_server.ledger import results
 from effillm_server.ledger.journal import Journal
+from effillm_server.ledger.prepared import Statement
 from effillm_server.lifecycle import DeviceState, JobState, Next
 
 LEASED_MS = "(extract(epoch FROM leased_at) * 1000)::bigint"
@@ -16,14 +18,14 @@ NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
 # Lock order everywhere: sweep, job, device, then pending jobs with SKIP LOCKED, then counters. The device follows only
 # if this very lease is what keeps it; one that was taken over, lost or quarantined since then is left alone.
-_END = text("""
-WITH given AS (
+_END = """
+WITH {parts} given AS (
     DELETE FROM lease_device WHERE job_id = :job AND fence = :fence RETURNING device_id, boot_id
 ), tried AS (
     UPDATE attempt SET ended_at = clock_timestamp(), reported = :reported, outcome = :outcome,
-        outcome_digest = :digest, reason = :attempt_reason, message = :attempt_message, followed_by = :state,
-        exit_code = :exit_code, signal = :signal, log_tail = CAST(:log_tail AS text[]), child_id = :child_id,
-        clocks = CAST(:clocks AS jsonb), code_version = coalesce(:code_version, code_version)
+        outcome_digest = :outcome_digest, reason = :attempt_reason, message = :attempt_message, followed_by = :state,
+        exit_code = :exit_code, signal = :signal, log_tail = :log_tail, child_id = :child_id, clocks = :clocks,
+        code_version = :code_version
     WHERE job_id = :job AND fence = :fence
 ), vacated AS (
     UPDATE device SET state = CASE WHEN :device_state = 'free' AND draining THEN 'draining' ELSE :device_state END,
@@ -38,7 +40,19 @@ UPDATE job SET state = :state, reason = :reason, message = :message,
     device_id = NULL, boot_id = NULL, leased_at = NULL, lease_expires_at = NULL, lease_ttl_s = NULL
 WHERE id = :job AND fence = :fence AND state IN ('leased', 'pending')
 RETURNING id
-""")
+"""
+_END_TYPES = {
+    "job": "bigint", "fence": "int", "reported": "boolean", "outcome": "text", "outcome_digest": "text",
+    "attempt_reason": "text", "attempt_message": "text", "state": "text", "exit_code": "int", "signal": "text",
+    "log_tail": "text[]", "child_id": "text", "clocks": "jsonb", "code_version": "text", "device_state": "text",
+    "device_reason": "text", "reason": "text", "message": "text", "faults": "smallint", "remeasures": "smallint",
+    "fresh_child": "boolean", "avoid_device": "text", "delay_s": "double precision", "keeps_result": "boolean",
+    "is_terminal": "boolean",
+}  # fmt: skip
+_END_UNMEASURED = Statement("end", _END.format(parts=""), **_END_TYPES)
+_END_MEASURED = Statement(
+    "end_measured", _END.format(parts=f"{results.MEASUREMENT},"), **(_END_TYPES | results.MEASUREMENT_TYPES)
+)
 
 
 @dataclass(frozen=True)
@@ -102,10 +116,17 @@ def describe(outcome: Outcome) -> tuple[str | None, str | None]:
 
 
 def end_lease(
-    c: Connection, journal: Journal, held: Held, ending: Ending, step: Next, device: tuple[DeviceState, str | None]
+    c: Connection,
+    journal: Journal,
+    held: Held,
+    ending: Ending,
+    step: Next,
+    device: tuple[DeviceState, str | None],
+    measurement: dict[str, Any] | None = None,
 ) -> None:
     """Take `step` for a job this transaction has locked, close its attempt and give its device the state `device`.
 
+    `measurement` is stored in the same statement.
     A job that is pending already (its lease had been reaped) takes its late result the same way: the fault that the
     reaping counted is taken back first.
     """
@@ -117,12 +138,13 @@ def end_lease(
         "avoid_device": ending.device_id if step.elsewhere else None, "delay_s": step.delay_s,
         "keeps_result": step.keeps_result, "is_terminal": step.state.is_terminal,
         "device_state": device[0], "device_reason": device[1],
-        "reported": ending.reported, "outcome": ending.outcome, "digest": ending.digest,
+        "reported": ending.reported, "outcome": ending.outcome, "outcome_digest": ending.digest,
         "attempt_reason": ending.reason, "attempt_message": ending.message, "exit_code": ending.exit.code,
         "signal": ending.exit.signal, "log_tail": list(ending.exit.log_tail), "child_id": ending.child_id,
         "clocks": ending.clocks, "code_version": ending.code_version,
     }  # fmt: skip
-    if c.execute(_END, values).first() is None:
+    end = _END_UNMEASURED if measurement is None else _END_MEASURED
+    if end(c, values | (measurement or {})).first() is None:
         raise RuntimeError(f"job {held.job_id} was locked by this transaction and yet moved under it")
     if held.state is not step.state:
         journal.move(held.sweep_id, held.hardware, held.state, step.state, step.reason)
