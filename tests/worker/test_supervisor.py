@@ -64,15 +64,11 @@ def test_an_actor_that_is_killed_while_its_child_breeds_leaves_nothing(tmp_path:
 
 def test_orphaned_grandchildren_are_ended_with_a_child_that_ends_by_itself(tmp_path: Path) -> None:
     with opened(tmp_path, "family") as child:
-        child.cancel()
-        child.run(run(), deadline_s=30)
-    with opened(tmp_path, "family") as child:
-        os.kill(child.pid, signal.SIGUSR1)  # its default action ends it, while nobody asked
-        child.run(run(), deadline_s=30)
-        assert not is_running(child.pid)
-    family = tmp_path / "work" / "family"
-    if family.exists():
-        assert not any(is_running(int(pid)) for pid in family.read_text().split())
+        child.on_progress = lambda _: os.kill(child.pid, signal.SIGUSR1)  # its default action ends it
+        outcome = child.run(run(), deadline_s=30)
+        assert outcome.kind == "fault" and outcome.exit.signal == "SIGUSR1"
+    grandchildren = [int(pid) for pid in (tmp_path / "work" / "family").read_text().split()]
+    assert len(grandchildren) == 2 and not any(map(is_running, grandchildren))
 
 
 def test_an_orphan_keeps_its_device(tmp_path: Path) -> None:

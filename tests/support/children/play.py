@@ -208,7 +208,7 @@ def family(talk: Talk) -> NoReturn:
     pids = [process.stdout.readline().strip().decode() for process in started if process.stdout is not None]
     Path("family.tmp").write_text("\n".join(pids))
     Path("family.tmp").rename("family")
-    silent(talk)
+    sleep(talk)
 
 
 def rabbits(talk: Talk) -> NoReturn:
