@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 from typing import Any
 
@@ -59,15 +60,19 @@ class Leadership:
     def resign(self) -> None:
         """Give up the session and with it the lock."""
         connection, self._connection, self._is_held = self._connection, None, False
-        if connection is not None:
+        if connection is None:
+            return
+        # Postgres notices the end of a session a moment later; the next leader need not wait for that.
+        with contextlib.suppress(SQLAlchemyError):
+            connection.exec_driver_sql("SELECT pg_advisory_unlock_all()")
+        with contextlib.suppress(SQLAlchemyError):
             connection.invalidate()
-            connection.close()
+        connection.close()
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            connection.exec_driver_sql(f"LISTEN {CHANNEL}")
-            self._connection = connection
+            self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            self._connection.exec_driver_sql(f"LISTEN {CHANNEL}")
         return self._connection
 
     @staticmethod
