@@ -70,16 +70,27 @@ class Box:
         }
 
     def start(self) -> None:
-        """Starts database, node, fleet, API, each once what it needs answers. Raises EffillmError."""
+        """Starts database, node, API and fleet, each as soon as what it needs answers. Raises EffillmError."""
         settings = self.plan.settings
-        self._start_database(settings.database_url)
-        if settings.ray_address is None:
-            self._start_node()
-        else:
+        if settings.ray_address is not None:
             check_answers(settings.ray_address)
+        if settings.database_url is None:
+            self._postgres = EmbeddedPostgres(self.plan.settings.data_dir.absolute(), self._log("database"))
+            with step("starting the embedded Postgres", "the embedded Postgres is up"):
+                self.services.start(self._postgres.prepare())
+                self._postgres.wait_until_ready(self.check)
+        url = settings.database_url or (self._postgres.url if self._postgres is not None else "")
+        self._environment["EFFILLM_DATABASE_URL"] = url
+        # Ray takes longest to start and needs the database only once there is a fleet.
+        node_is_up = self._start_node() if settings.ray_address is None else None
+        with step("migrating the database", "the database has this version's schema"):
+            migrated(url)
+        self._start_python("api", "effillm_server.api")
+        if node_is_up is not None:
+            with step("starting a local Ray node", "the Ray node is up"):
+                self._must("node", node_is_up, NODE_WITHIN_S)
         with step("starting fleet and API", "fleet and API are up"):
             self._start_python("fleet", "effillm_worker.fleet")
-            self._start_python("api", "effillm_server.api")
             self._must("api", self._api_is_ready, API_WITHIN_S)
 
     def check(self) -> None:
@@ -106,34 +117,23 @@ class Box:
             self._until(one_is_free, DEVICE_WITHIN_S)
         return found
 
-    def _start_database(self, url: str | None) -> None:
-        if url is None:
-            with step("starting the embedded Postgres", "the embedded Postgres is up"):
-                self._postgres = EmbeddedPostgres(self.plan.settings.data_dir.absolute(), self._log("database"))
-                self.services.start(self._postgres.prepare())
-                self._postgres.wait_until_ready(self.check)
-                url = self._postgres.url
-        with step("migrating the database", "the database has this version's schema"):
-            migrated(url)
-        self._environment["EFFILLM_DATABASE_URL"] = url
-
-    def _start_node(self) -> None:
-        port, ray_dir = free_port("127.0.0.1"), ray_directory(self.plan.settings.data_dir.absolute())
+    def _start_node(self) -> Callable[[], bool]:
+        """Starts the Ray node; returns what tells whether it is up."""
+        data_dir = self.plan.settings.data_dir.absolute()
+        port, ray_dir, log = free_port("127.0.0.1"), ray_directory(data_dir), self._log("node")
         # We hold the data directory, so nobody uses it; sessions of earlier starts would pile up.
         shutil.rmtree(ray_dir, ignore_errors=True)
-        log = self._log("node")
         begin = log.stat().st_size if log.exists() else 0
         arguments = ["--head", f"--port={port}", f"--temp-dir={ray_dir}"]
         arguments += [f"--declare={claim}" for claim in self.plan.declared] + ["--cpu"] * self.plan.with_cpu
-        with step("starting a local Ray node", "the Ray node is up"):
-            self._start_python("node", "effillm_worker.node", *arguments)
-            self._must("node", lambda: announced(log, begin), NODE_WITHIN_S)
-        # Ray reads its own variables while it is imported; the node has made the token by now.
+        self._start_python("node", "effillm_worker.node", *arguments)
+        # For the fleet: Ray reads its own variables while it is imported.
         self._environment |= {
             "EFFILLM_RAY_ADDRESS": f"127.0.0.1:{port}",
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self.plan.settings.data_dir.absolute() / "ray-token"),
+            "RAY_AUTH_TOKEN_PATH": str(data_dir / "ray-token"),
         }
+        return lambda: announced(log, begin)
 
     def _start_python(self, name: str, module: str, *arguments: str) -> None:
         command = (sys.executable, "-m", module, *arguments)
