@@ -11,10 +11,10 @@ import sqlalchemy
 from alembic.util import CommandError
 
 from effillm_server.api import logs
-from effillm_server.api.app import create_app
 from effillm_server.api.limits import is_loopback
 from effillm_server.api.reaper import Reaper
 from effillm_server.api.server import Server
+from effillm_server.api.services import Tally
 from effillm_server.errors import BadInput, EffillmError, Unavailable
 from effillm_server.ledger.engine import connect, migrate, schema_state
 from effillm_server.settings import Settings
@@ -93,6 +93,9 @@ def _migrated(url: str) -> sqlalchemy.Engine:
 
 
 def _serve(settings: Settings, engine: sqlalchemy.Engine, listener: socket.socket) -> None:
+    # Here, not above: it pulls in much that a start which fails does not need.
+    from effillm_server.api.app import create_app
+
     logs.install()
     app = create_app(settings, engine)
     # uvicorn raises the signal it was ended by once more after its own handler is gone.
@@ -100,7 +103,12 @@ def _serve(settings: Settings, engine: sqlalchemy.Engine, listener: socket.socke
         signal.signal(number, lambda *_: None)
     host, port = listener.getsockname()[:2]
     print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-    reaper = Reaper(engine, settings.lease_ttl_s)
+    tally: Tally = app.state.services.tally
+
+    def count(leases: int) -> None:
+        tally.leases_reaped += leases
+
+    reaper = Reaper(engine, settings.lease_ttl_s, on_reaped=count)
     reaper.start()
     try:
         Server(app).run(sockets=[listener])

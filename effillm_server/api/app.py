@@ -14,7 +14,7 @@ from effillm_server import catalog
 from effillm_server.api import devices, documented, events, health, jobs, problems, results, sweeps
 from effillm_server.api.hub import Hub
 from effillm_server.api.limits import BodyLimit, Outermost, SameSite, is_loopback
-from effillm_server.api.services import Services
+from effillm_server.api.services import Services, Tally
 from effillm_server.catalog.hub import HubClient
 from effillm_server.settings import Settings
 
@@ -23,7 +23,7 @@ ROUTERS = (sweeps.router, jobs.router, results.router, devices.router, events.ro
 
 def create_app(settings: Settings, engine: sqlalchemy.Engine) -> FastAPI:
     """The API over `engine`. Its event hub runs while the application's lifespan lasts; the reaper is the caller's."""
-    services = Services(settings, engine, catalog.load(), HubClient(), Hub(engine))
+    services = Services(settings, engine, catalog.load(), HubClient(), Hub(engine), Tally())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

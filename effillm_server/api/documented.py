@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel
 
-from effillm_server.api import examples
-from effillm_server.contract.parse import JSON_TYPES, YAML_TYPES
+from effillm_server.api import examples, views
 from effillm_server.api.problems import MEDIA_TYPE, NAMES, Problem
-from effillm_server.contract.sweep import SweepDefinition
+from effillm_server.contract.parse import JSON_TYPES, YAML_TYPES
+from effillm_server.contract.schema import schemas
 
 # What the doors in front of the routes and a database that is away can answer to any request.
 EVERYWHERE = (401, 403, 408, 413, 415, 421, 422, 500, 503)
@@ -34,13 +34,13 @@ DEFINITION_BODY: dict[str, Any] = {
         "content": {
             **{
                 media: {
-                    "schema": {"$ref": "#/components/schemas/SweepDefinition"},
+                    "schema": {"$ref": "#/components/schemas/Submission"},
                     "example": examples.DEFINITION,
                 }
                 for media in JSON_TYPES
             },
             YAML_TYPES[0]: {
-                "schema": {"$ref": "#/components/schemas/SweepDefinition"},
+                "schema": {"$ref": "#/components/schemas/Submission"},
                 "example": examples.DEFINITION_YAML,
             },
         },
@@ -72,15 +72,34 @@ def install(app: FastAPI) -> None:
 
 
 def _completed(document: dict[str, Any]) -> dict[str, Any]:
-    _, definitions = models_json_schema(
-        [(SweepDefinition, "validation"), (Problem, "serialization")], ref_template="#/components/schemas/{model}"
-    )
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for name, schema in definitions["$defs"].items():
-        schemas.setdefault(name, schema)
+    components = document.setdefault("components", {}).setdefault("schemas", {})
+    components["Problem"] = Problem.model_json_schema(mode="serialization")
+    submission = _renamed(schemas()["sweep-definition"])
+    components |= {f"Submission{name}": schema for name, schema in submission.pop("$defs").items()}
+    components["Submission"] = {key: value for key, value in submission.items() if not key.startswith("$")}
+    # FastAPI drops null from everything it writes, from examples too.
+    for view in vars(views).values():
+        if isinstance(view, type) and issubclass(view, BaseModel) and view.__name__ in components:
+            extra = view.model_config.get("json_schema_extra")
+            components[view.__name__] |= extra if isinstance(extra, dict) else {}
     for unused in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(unused, None)
+        components.pop(unused, None)
     return document
+
+
+def _renamed(schema: Any) -> Any:
+    """`schema` with its references pointing to where they stand in this document.
+
+    What is submitted has short forms that what is answered has not, so the two have schemas of their own.
+    """
+    if isinstance(schema, list):
+        return [_renamed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: value.replace("#/$defs/", "#/components/schemas/Submission") if key == "$ref" else _renamed(value)
+        for key, value in schema.items()
+    }
 
 
 def _problem(status: int) -> dict[str, Any]:
@@ -93,5 +112,3 @@ def _problem(status: int) -> dict[str, Any]:
     }
     schema = {"$ref": "#/components/schemas/Problem"}
     return {"description": WORDS[status], "content": {MEDIA_TYPE: {"schema": schema, "example": example}}}
-
-

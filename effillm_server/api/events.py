@@ -27,6 +27,16 @@ CATCH_UP_BATCH = 1000
 MEDIA_TYPE = "text/event-stream"
 router = APIRouter(prefix="/v1", tags=["events"])
 
+EVENT_SCHEMA = {
+    "type": "object",
+    "description": "one server-sent event",
+    "properties": {
+        "id": {"type": "string", "description": "send it as Last-Event-ID to go on behind this event"},
+        "event": {"type": "string", "description": "its kind"},
+        "data": {"type": "string", "description": "an EventView as JSON"},
+    },
+}
+
 EventId = Annotated[int | None, Query(ge=0, le=2**63 - 1, description="begin behind this event; 0: from the first")]
 
 
@@ -70,7 +80,7 @@ class EventStream(Response):
     response_class=Response,
     responses={
         **problems(404),
-        200: raw(MEDIA_TYPE, examples.EVENT_STREAM, "events as they happen, their `data` an EventView"),
+        200: raw(MEDIA_TYPE, examples.EVENT_STREAM, "events as they happen", EVENT_SCHEMA),
     },
 )
 async def follow(
@@ -82,15 +92,20 @@ async def follow(
     ] = None,
     after: EventId = None,
     follow: Annotated[bool, Query(description="false: end once everything stored has been sent")] = True,
-    last_event_id: Annotated[int | None, Header(ge=0, le=2**63 - 1, description="sent by clients that come back")] = None,
+    last_event_id: Annotated[
+        int | None, Header(ge=0, le=2**63 - 1, description="sent by clients that come back")
+    ] = None,
 ) -> Response:
     """Without `after` or Last-Event-ID the stream begins with what happens next."""
     if sweep is not None:
         await run_in_threadpool(_must_exist, served, sweep)
     behind = after if last_event_id is None else last_event_id
-    subscription = await served.hub.subscribe(sweep)
-    chunks = _chunks(served, subscription, behind, follow)
-    return EventStream(chunks, lambda: served.hub.unsubscribe(subscription))
+    if behind is None:
+        behind = await run_in_threadpool(_last, served)
+    if not follow:
+        return EventStream(_stored(served, sweep, behind, None), lambda: None)
+    subscription = await served.hub.subscribe(sweep, behind)
+    return EventStream(_chunks(served, subscription), lambda: served.hub.unsubscribe(subscription))
 
 
 def _must_exist(served: Services, sweep_id: str) -> None:
@@ -98,23 +113,27 @@ def _must_exist(served: Services, sweep_id: str) -> None:
         sweep_of(connection, sweep_id)
 
 
-async def _chunks(served: Services, subscription: Subscription, behind: int | None, follow: bool) -> AsyncIterator[bytes]:
+def _last(served: Services) -> int:
+    with served.reading() as connection:
+        return queries.last_event_id(connection)
+
+
+async def _chunks(served: Services, subscription: Subscription) -> AsyncIterator[bytes]:
     yield f"retry: {RETRY_MS}\n\n".encode()
-    if behind is not None:
-        async for chunk in _stored(served, subscription, behind):
-            yield chunk
-    while follow:
+    async for chunk in _stored(served, subscription.sweep_id, subscription.seen, subscription.joined_at):
+        yield chunk
+    while True:
         arrived = await subscription.next(KEEP_ALIVE_S)
         if arrived is None:
             return
         yield arrived or b": still here\n\n"
 
 
-async def _stored(served: Services, subscription: Subscription, behind: int) -> AsyncIterator[bytes]:
-    """The events between `behind` and the place where the subscription takes over."""
-    while behind < subscription.after and not subscription.ended:
-        events = await run_in_threadpool(_read, served, behind, subscription.sweep_id)
-        due = [event for event in events if event.id <= subscription.after]
+async def _stored(served: Services, sweep_id: str | None, behind: int, until: int | None) -> AsyncIterator[bytes]:
+    """The stored events behind `behind` up to `until`, where a subscription takes over; None: all there are."""
+    while until is None or behind < until:
+        events = await run_in_threadpool(_read, served, behind, sweep_id)
+        due = [event for event in events if until is None or event.id <= until]
         if due:
             yield b"".join(encode(event) for event in due)
         if len(due) < CATCH_UP_BATCH:

@@ -172,7 +172,35 @@ DEVICE: dict[str, Any] = {
 
 CHANGED: dict[str, Any] = {"changed": 3, "sweep": SWEEP_SUMMARY | {"state": "cancelled", "cancelled_at": _FINISHED}}
 
-FRONTIER: dict[str, Any] = {"items": [], "next": None}
+FRONTIER: dict[str, Any] = {
+    name: CELL[name]
+    for name in (
+        "model",
+        "weights",
+        "quantization",
+        "dtype",
+        "engine",
+        "runtime",
+        "hardware",
+        "workload",
+        "generate_tokens",
+        "sequence_length",
+    )
+} | {"largest_batch_size": 4, "smallest_infeasible_batch_size": 8, "reason": "out_of_host_memory"}
+
+ROW: dict[str, Any] = {
+    "sweep": SWEEP_ID,
+    "job": JOB_ID,
+    "state": "measured",
+    "verdict": "valid",
+    "model": "EleutherAI/pythia-70m",
+    "batch_size": 1,
+    "throughput_tok_s_mean": 101.4,
+    "throughput_tok_s_ci95_low": 99.8,
+    "throughput_tok_s_ci95_high": 103.0,
+}
+
+ROWS_CSV = f"sweep,job,state,reason,verdict\n{SWEEP_ID},{JOB_ID},measured,,valid\n"
 
 EVENT: dict[str, Any] = {
     "id": 7,
@@ -183,7 +211,7 @@ EVENT: dict[str, Any] = {
     "data": {},
 }
 
-EVENT_STREAM = f"id: 7\nevent: job_measured\ndata: {{\"id\":7,\"kind\":\"job_measured\",\"sweep\":\"{SWEEP_ID}\"}}\n\n"
+EVENT_STREAM = f'id: 7\nevent: job_measured\ndata: {{"id":7,"kind":"job_measured","sweep":"{SWEEP_ID}"}}\n\n'
 
 HEALTH: dict[str, Any] = {"status": "ok"}
 

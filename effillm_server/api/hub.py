@@ -9,7 +9,7 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,10 +46,14 @@ def encode(event: EventRecord) -> bytes:
 
 @dataclass(eq=False)
 class Subscription:
-    """One client's share of the stream, read on the event loop. `ended` is set when it lags too far or the hub closes."""
+    """One client's share of the stream, read on the event loop. `ended` is set when it lags too far or the hub closes.
+
+    It gets what is handed out behind `joined_at`, less what the client has seen already: events up to `seen`.
+    """
 
     sweep_id: str | None
-    after: int
+    seen: int
+    joined_at: int
     backlog: deque[bytes] = field(default_factory=deque)
     backlog_bytes: int = 0
     ended: bool = False
@@ -83,6 +87,13 @@ class Subscription:
         self.backlog.clear()
         self.backlog_bytes = 0
         return chunk if chunk or not self.ended else None
+
+
+@dataclass
+class _Follower:
+    """Id of the last event read, None before the first look; a new connection goes on from there."""
+
+    position: int | None = None
 
 
 class Hub:
@@ -123,14 +134,14 @@ class Hub:
         for subscription in list(self._subscriptions):
             subscription.end()
 
-    async def subscribe(self, sweep_id: str | None) -> Subscription:
+    async def subscribe(self, sweep_id: str | None, seen: int) -> Subscription:
         """A subscription to what is handed out from now on. Raises Unavailable while the database is away."""
         try:
             async with asyncio.timeout(READY_WITHIN_S):
                 await self._known.wait()
         except TimeoutError:
             raise Unavailable("the event stream waits for the database; try again") from None
-        subscription = Subscription(sweep_id, self._position or 0)
+        subscription = Subscription(sweep_id, seen, self._position or 0)
         if self._stop.is_set():
             subscription.end()
         self._subscriptions.add(subscription)
@@ -140,32 +151,30 @@ class Hub:
         self._subscriptions.discard(subscription)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        position: int | None = None
+        follower = _Follower()
         while not self._stop.is_set():
             try:
                 with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                     # Out of the pool: nobody else may inherit a connection that listens.
                     connection.detach()
                     connection.exec_driver_sql(f"LISTEN {CHANNEL}")
-                    if position is None:
-                        position = queries.last_event_id(connection)
-                        self._on_loop(loop, self._deliver, position, [])
-                    for position in self._follow(connection, position, loop):
-                        pass
+                    self._follow(connection, follower, loop)
             except sqlalchemy.exc.SQLAlchemyError as error:
                 log.warning("events_database_away", extra={"error": type(error).__name__})
                 self._stop.wait(RECONNECT_S)
 
-    def _follow(self, connection: sqlalchemy.Connection, position: int, loop: asyncio.AbstractEventLoop) -> Iterator[int]:
-        """Hands events out as they come; yields the id of the last one, so that a new connection goes on from there."""
-        driver: Any = connection.connection.driver_connection
+    def _follow(self, connection: sqlalchemy.Connection, follower: _Follower, loop: asyncio.AbstractEventLoop) -> None:
+        """Hands out events as they come, until the hub is closed or the connection fails."""
+        driver: Any = connection.connection.dbapi_connection
+        if follower.position is None:
+            follower.position = queries.last_event_id(connection)
+            self._on_loop(loop, self._deliver, follower.position, [])
         while not self._stop.is_set():
             driver.notifies.clear()
-            events = queries.events(connection, position, BATCH)
+            events = queries.events(connection, follower.position, BATCH)
             if events:
-                position = events[-1].id
-                self._on_loop(loop, self._deliver, position, events)
-                yield position
+                follower.position = events[-1].id
+                self._on_loop(loop, self._deliver, follower.position, events)
             # Notifications may also have come in with the answer to the query.
             if len(events) == BATCH or driver.notifies:
                 continue
@@ -188,10 +197,13 @@ class Hub:
         self._known.set()
         if not self._subscriptions or not events:
             return
-        encoded = [(event.sweep_id, encode(event)) for event in events]
-        chunks: dict[str | None, bytes] = {}
+        encoded = [(event.id, event.sweep_id, encode(event)) for event in events]
+        # One join for all who want the same, which is nearly everybody.
+        chunks: dict[tuple[str | None, int], bytes] = {}
         for subscription in list(self._subscriptions):
-            wanted = subscription.sweep_id
+            wanted = (subscription.sweep_id, subscription.seen if subscription.seen >= encoded[0][0] else 0)
             if wanted not in chunks:
-                chunks[wanted] = b"".join(chunk for sweep_id, chunk in encoded if wanted in (None, sweep_id))
+                chunks[wanted] = b"".join(
+                    chunk for number, sweep_id, chunk in encoded if number > wanted[1] and wanted[0] in (None, sweep_id)
+                )
             subscription.offer(chunks[wanted])

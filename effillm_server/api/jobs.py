@@ -41,7 +41,9 @@ def of_sweep(
     return PageView(items=[JobView.of(job) for job in jobs[:limit]], next=following)
 
 
-@router.get("/jobs/{job_id}", summary="A job with its attempts, log, raw samples and explanation", responses=problems(404))
+@router.get(
+    "/jobs/{job_id}", summary="A job with its attempts, log, raw samples and explanation", responses=problems(404)
+)
 def look(served: Served, who: Authenticated, job_id: JobId) -> JobDetail:
     """`explanation` says in words why the job is where it is; `attempts` carry the last lines of each log."""
     with served.reading() as connection:

@@ -76,7 +76,9 @@ class Outermost:
             if status:
                 # Half an answer is out: the connection is cut, so that nobody takes it for a whole one.
                 raise
-            answer = respond(request_id, 500, "the server failed to answer; its log has the reason under the request id")
+            answer = respond(
+                request_id, 500, "the server failed to answer; its log has the reason under the request id"
+            )
             await answer(scope, receive, send_with_headers)
         level = logging.DEBUG if scope["method"] in SAFE_METHODS and status < 400 else logging.INFO
         log.log(level, "request", extra={**fields, "status": status, "seconds": round(time.monotonic() - started_s, 4)})
@@ -125,7 +127,9 @@ class BodyLimit:
         headers = Headers(scope=scope)
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
-            await self._refuse(scope, receive, send, 415, f"compressed bodies ({encoding[:40]}) are not accepted; send it plain")
+            await self._refuse(
+                scope, receive, send, 415, f"compressed bodies ({encoding[:40]}) are not accepted; send it plain"
+            )
             return
         announced = headers.get("content-length", "0")
         if announced.isdecimal() and (len(announced) > 18 or int(announced) > self.max_bytes):

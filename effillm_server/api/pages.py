@@ -62,7 +62,7 @@ def _decode(kind: str, cursor: str | None) -> object:
         raise _not_a_cursor(cursor) from None
     if found_kind != kind or key is None:
         raise _not_a_cursor(cursor)
-    return key  # type: ignore[no-any-return]
+    return key
 
 
 def _not_a_cursor(cursor: str | None) -> BadInput:

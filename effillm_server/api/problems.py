@@ -116,7 +116,12 @@ def _on_http(request: Request, error: Exception) -> JSONResponse:
 def _on_database(request: Request, error: Exception) -> JSONResponse:
     log.error("database_unavailable", extra={"request_id": request_id(request), "error": type(error).__name__})
     log.debug("database_error", exc_info=error)
-    return _on_own(request, Unavailable("the database does not answer now; try again: under the same Idempotency-Key nothing is stored twice"))
+    return _on_own(
+        request,
+        Unavailable(
+            "the database does not answer now; try again: under the same Idempotency-Key nothing is stored twice"
+        ),
+    )
 
 
 def _place(location: Sequence[str | int]) -> str:

@@ -20,15 +20,23 @@ from effillm_server.records import DeviceRecord, JobRecord, SweepRecord
 from effillm_server.settings import Settings
 
 
+@dataclass
+class Tally:
+    """What this process has done since it started, for its metrics."""
+
+    leases_reaped: int = 0
+
+
 @dataclass(frozen=True)
 class Services:
-    """The process's settings, its engine, the catalog, the model hub, and the hub of the event stream."""
+    """The process's settings, its engine, the catalog, the model hub, the hub of the event stream, and its tally."""
 
     settings: Settings
     engine: sqlalchemy.Engine
     catalog: Catalog
-    models: HubClient | None
+    models: HubClient
     hub: Hub
+    tally: Tally
 
     @contextmanager
     def reading(self) -> Iterator[sqlalchemy.Connection]:
@@ -50,7 +58,9 @@ def services(request: Request) -> Services:
 
 Served = Annotated[Services, Depends(services)]
 
-SweepId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="id of a sweep", examples=[examples.SWEEP_ID])]
+SweepId = Annotated[
+    str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="id of a sweep", examples=[examples.SWEEP_ID])
+]
 JobId = Annotated[int, Path(ge=1, le=2**63 - 1, description="id of a job", examples=[examples.JOB_ID])]
 DeviceId = Annotated[
     str,

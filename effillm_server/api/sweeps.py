@@ -83,7 +83,12 @@ def preview(served: Served, who: Authenticated, definition: Submitted) -> Previe
 
 @router.get("", summary="List the sweeps, newest first", responses=problems())
 def listing(
-    request: Request, response: Response, served: Served, who: Authenticated, after: pages.Cursor = None, limit: pages.Limit = 50
+    request: Request,
+    response: Response,
+    served: Served,
+    who: Authenticated,
+    after: pages.Cursor = None,
+    limit: pages.Limit = 50,
 ) -> PageView[SweepSummary]:
     """Pages follow by the Link header, or by `next` as `after`."""
     with served.reading() as connection:

@@ -12,7 +12,15 @@ from effillm_server.contract.job import Cell
 from effillm_server.contract.sweep import SweepDefinition
 from effillm_server.expand import PlannedCell, Preview
 from effillm_server.lifecycle import DeviceState, JobState, SweepState
-from effillm_server.records import AttemptRecord, DeviceRecord, EventRecord, JobRecord, ResultRecord, SweepRecord
+from effillm_server.records import (
+    AttemptRecord,
+    DeviceRecord,
+    EventRecord,
+    FrontierRecord,
+    JobRecord,
+    ResultRecord,
+    SweepRecord,
+)
 
 T = TypeVar("T")
 
@@ -196,6 +204,30 @@ class DeviceView(BaseModel):
     @classmethod
     def of(cls, device: DeviceRecord) -> DeviceView:
         return cls.model_validate(_fields(cls, device, job=device.job_id, fingerprint=device.fingerprint_digest))
+
+
+class FrontierView(BaseModel):
+    """How large a batch runs for one configuration and sequence length, and the smallest that does not."""
+
+    model_config = _example(examples.FRONTIER)
+
+    model: str
+    weights: str
+    quantization: str
+    dtype: str
+    engine: str
+    runtime: str
+    hardware: str
+    workload: str
+    generate_tokens: int
+    sequence_length: int | None
+    largest_batch_size: int | None
+    smallest_infeasible_batch_size: int | None
+    reason: str | None = Field(description="why the smallest infeasible one does not run")
+
+    @classmethod
+    def of(cls, entry: FrontierRecord) -> Self:
+        return cls.model_validate(_fields(cls, entry))
 
 
 class ChangedView(BaseModel):

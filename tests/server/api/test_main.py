@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from sqlalchemy import create_engine, make_url, text
+
+from effillm_server.api import examples
+
+NOBODY = "postgresql://nobody@127.0.0.1:9/nothing"
+PATIENCE_S = 30
+
+
+def environment(**settings: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("EFFILLM_")}
+    return inherited | {f"EFFILLM_{name}": value for name, value in settings.items()}
+
+
+def run(**settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "effillm_server.api"],
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+@contextmanager
+def started(**settings: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and its address, once it listens."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "effillm_server.api"],
+        env=environment(**settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("listening on http://127.0.0.1:"), line + (
+                process.stderr.read() if process.stderr else ""
+            )
+            yield process, line.removeprefix("listening on ").strip()
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_a_signal_and_ends_with_0_though_a_stream_is_open(
+    database_url: str, number: signal.Signals
+) -> None:
+    with (
+        started(DATABASE_URL=database_url, PORT="0") as (process, url),
+        httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE_S) as client,
+    ):
+        assert client.get("/readyz").json() == {"status": "ready"}
+        with client.stream("GET", "/v1/events") as stream:
+            lines = stream.iter_lines()
+            assert next(lines).startswith("retry:")
+            process.send_signal(number)
+            assert list(lines) is not None
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_an_empty_database_is_migrated(empty_database_url: str) -> None:
+    with started(DATABASE_URL=empty_database_url, PORT="0") as (_, url):
+        answer = httpx.post(f"{url}/v1/sweeps", json=examples.DEFINITION, trust_env=False, timeout=PATIENCE_S)
+    assert answer.status_code == 201
+
+
+def one_sentence(ended: subprocess.CompletedProcess[str]) -> str:
+    assert ended.stdout == ""
+    assert "Traceback" not in ended.stderr
+    (line,) = ended.stderr.splitlines()
+    return line
+
+
+def test_a_taken_port_is_one_sentence_and_1(database_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        ended = run(DATABASE_URL=database_url, PORT=str(port))
+    assert ended.returncode == 1
+    assert f"port {port} on 127.0.0.1 is taken" in one_sentence(ended)
+
+
+def test_a_database_that_does_not_answer_is_one_sentence_and_1() -> None:
+    ended = run(DATABASE_URL=NOBODY, PORT="0")
+    assert ended.returncode == 1
+    assert "does not answer" in one_sentence(ended) and "EFFILLM_DATABASE_URL" in one_sentence(ended)
+
+
+def test_a_database_of_a_newer_version_is_one_sentence_and_1(database_url: str) -> None:
+    engine = create_engine(make_url(database_url).set(drivername="postgresql+psycopg2"))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999_future'"))
+    engine.dispose()
+    ended = run(DATABASE_URL=database_url, PORT="0")
+    assert ended.returncode == 1
+    assert "newer" in one_sentence(ended)
+
+
+@pytest.mark.parametrize("settings, says", [
+    ({}, "EFFILLM_DATABASE_URL is not set"),
+    ({"DATABASE_URL": "not a url"}, "cannot be read"),
+    ({"DATABASE_URL": "sqlite://"}, "expected a postgresql:// URL"),
+    ({"DATABASE_URL": NOBODY, "PORT": "many"}, "EFFILLM_PORT='many'"),
+    ({"DATABASE_URL": NOBODY, "HOST": "0.0.0.0"}, "EFFILLM_HOST=0.0.0.0"),
+])  # fmt: skip
+def test_bad_settings_are_one_sentence_and_2(settings: dict[str, str], says: str) -> None:
+    ended = run(**({"PORT": "0"} | settings))
+    assert ended.returncode == 2
+    assert says in one_sentence(ended)
