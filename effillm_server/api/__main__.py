@@ -20,6 +20,7 @@ from effillm_server.ledger.engine import connect, migrate, schema_state
 from effillm_server.settings import Settings
 
 BACKLOG = 2048
+INTERRUPTED = 130
 
 
 def main() -> int:
@@ -39,6 +40,8 @@ def main() -> int:
     except EffillmError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
 
 
@@ -98,9 +101,14 @@ def _serve(settings: Settings, engine: sqlalchemy.Engine, listener: socket.socke
 
     logs.install()
     app = create_app(settings, engine)
-    # uvicorn raises the signal it was ended by once more after its own handler is gone.
+    server = Server(app)
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    # In force until uvicorn has handlers of its own, and again when it raises the signal it was ended by once more.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, end)
     host, port = listener.getsockname()[:2]
     print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
     tally: Tally = app.state.services.tally
@@ -111,7 +119,7 @@ def _serve(settings: Settings, engine: sqlalchemy.Engine, listener: socket.socke
     reaper = Reaper(engine, settings.lease_ttl_s, on_reaped=count)
     reaper.start()
     try:
-        Server(app).run(sockets=[listener])
+        server.run(sockets=[listener])
     finally:
         reaper.stop()
 

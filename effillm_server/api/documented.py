@@ -53,6 +53,14 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: _problem(status) for status in sorted({*EVERYWHERE, *statuses})}
 
 
+def with_header(name: str, description: str) -> dict[str, Any]:
+    """An answer's description of a header of its own, to be merged into the route's."""
+    return {"headers": {name: {"description": description, "schema": {"type": "string"}}}}
+
+
+LINKED: dict[int | str, dict[str, Any]] = {200: with_header("Link", 'address of the next page, rel="next"')}
+
+
 def raw(media_type: str, example: Any, description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
     """An answer that is not JSON from a view."""
     content = {media_type: {"schema": schema or {"type": "string"}, "example": example}}

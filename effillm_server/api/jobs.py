@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from effillm_server.analysis.rows import row
 from effillm_server.api import pages
 from effillm_server.api.auth import Authenticated
-from effillm_server.api.documented import problems
+from effillm_server.api.documented import LINKED, problems
 from effillm_server.api.services import JobId, Served, SweepId, job_of, sweep_of
 from effillm_server.api.views import AttemptView, JobDetail, JobView, PageView, ResultView
 from effillm_server.ledger import queries, queue
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 StateFilter = Annotated[JobState | None, Query(description="only jobs in this state", examples=["pending"])]
 
 
-@router.get("/sweeps/{sweep_id}/jobs", summary="The jobs of a sweep, in its order", responses=problems(404))
+@router.get("/sweeps/{sweep_id}/jobs", summary="The jobs of a sweep, in its order", responses=problems(404) | LINKED)
 def of_sweep(
     request: Request,
     response: Response,

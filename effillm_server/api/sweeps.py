@@ -10,7 +10,7 @@ from effillm_server import expand
 from effillm_server.api import examples, pages
 from effillm_server.api.auth import Authenticated
 from effillm_server.api.definition import submitted
-from effillm_server.api.documented import DEFINITION_BODY, problems
+from effillm_server.api.documented import DEFINITION_BODY, LINKED, problems, with_header
 from effillm_server.api.services import Served, Services, SweepId, sweep_of
 from effillm_server.api.views import ChangedView, PageView, PreviewView, SweepSummary, SweepView
 from effillm_server.catalog import ModelFacts
@@ -41,7 +41,15 @@ IdempotencyKey = Annotated[
     summary="Submit a sweep",
     status_code=201,
     openapi_extra=DEFINITION_BODY,
-    responses={**problems(409), 200: {"model": SweepView, "description": "this key stored this sweep before"}},
+    responses={
+        **problems(409),
+        201: with_header("Location", "address of the sweep"),
+        200: {
+            "model": SweepView,
+            "description": "this key stored this sweep before",
+            **with_header("Location", "address of the sweep"),
+        },
+    },
 )
 def submit(
     served: Served,
@@ -81,7 +89,7 @@ def preview(served: Served, who: Authenticated, definition: Submitted) -> Previe
     return PreviewView.of(expand.preview(definition, models, served.catalog.hardware), missing)
 
 
-@router.get("", summary="List the sweeps, newest first", responses=problems())
+@router.get("", summary="List the sweeps, newest first", responses=problems() | LINKED)
 def listing(
     request: Request,
     response: Response,

@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import httpx
@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from effillm_server.api import examples
+from effillm_server.api.__main__ import main
 
-NOBODY = "postgresql://nobody@127.0.0.1:9/nothing"
+NOBODY = "postgresql://nobody:secret@127.0.0.1:9/nothing"
 PATIENCE_S = 30
 
 
@@ -23,15 +24,22 @@ def environment(**settings: str) -> dict[str, str]:
     return inherited | {f"EFFILLM_{name}": value for name, value in settings.items()}
 
 
-def run(**settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "effillm_server.api"],
-        env=environment(**settings),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Starts that fail: exit code and the one sentence said."""
+
+    def run(**settings: str) -> tuple[int, str]:
+        for name in [name for name in os.environ if name.startswith("EFFILLM_")]:
+            monkeypatch.delenv(name)
+        for name, value in settings.items():
+            monkeypatch.setenv(f"EFFILLM_{name}", value)
+        code = main()
+        said = capsys.readouterr()
+        assert said.out == ""
+        (sentence,) = said.err.splitlines()
+        return code, sentence
+
+    return run
 
 
 @contextmanager
@@ -78,35 +86,39 @@ def test_an_empty_database_is_migrated(empty_database_url: str) -> None:
     assert answer.status_code == 201
 
 
-def one_sentence(ended: subprocess.CompletedProcess[str]) -> str:
-    assert ended.stdout == ""
-    assert "Traceback" not in ended.stderr
-    (line,) = ended.stderr.splitlines()
-    return line
-
-
-def test_a_taken_port_is_one_sentence_and_1(database_url: str) -> None:
+def test_a_taken_port_is_one_sentence_and_1(start: Callable[..., tuple[int, str]], database_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        ended = run(DATABASE_URL=database_url, PORT=str(port))
-    assert ended.returncode == 1
-    assert f"port {port} on 127.0.0.1 is taken" in one_sentence(ended)
+        code, sentence = start(DATABASE_URL=database_url, PORT=str(port))
+    assert code == 1
+    assert f"port {port} on 127.0.0.1 is taken" in sentence and "EFFILLM_PORT" in sentence
 
 
-def test_a_database_that_does_not_answer_is_one_sentence_and_1() -> None:
-    ended = run(DATABASE_URL=NOBODY, PORT="0")
-    assert ended.returncode == 1
-    assert "does not answer" in one_sentence(ended) and "EFFILLM_DATABASE_URL" in one_sentence(ended)
+def test_a_database_that_does_not_answer_is_one_sentence_and_1_without_its_password() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "effillm_server.api"],
+        env=environment(DATABASE_URL=NOBODY, PORT="0"),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (sentence,) = ended.stderr.splitlines()
+    assert "does not answer" in sentence and "EFFILLM_DATABASE_URL" in sentence
+    assert "secret" not in sentence
 
 
-def test_a_database_of_a_newer_version_is_one_sentence_and_1(database_url: str) -> None:
+def test_a_database_of_a_newer_version_is_one_sentence_and_1(
+    start: Callable[..., tuple[int, str]], database_url: str
+) -> None:
     engine = create_engine(make_url(database_url).set(drivername="postgresql+psycopg2"))
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999_future'"))
     engine.dispose()
-    ended = run(DATABASE_URL=database_url, PORT="0")
-    assert ended.returncode == 1
-    assert "newer" in one_sentence(ended)
+    code, sentence = start(DATABASE_URL=database_url, PORT="0")
+    assert code == 1
+    assert "newer" in sentence
 
 
 @pytest.mark.parametrize("settings, says", [
@@ -114,9 +126,12 @@ def test_a_database_of_a_newer_version_is_one_sentence_and_1(database_url: str) 
     ({"DATABASE_URL": "not a url"}, "cannot be read"),
     ({"DATABASE_URL": "sqlite://"}, "expected a postgresql:// URL"),
     ({"DATABASE_URL": NOBODY, "PORT": "many"}, "EFFILLM_PORT='many'"),
+    ({"DATABASE_URL": NOBODY, "PORT": "65536"}, "EFFILLM_PORT='65536'"),
     ({"DATABASE_URL": NOBODY, "HOST": "0.0.0.0"}, "EFFILLM_HOST=0.0.0.0"),
 ])  # fmt: skip
-def test_bad_settings_are_one_sentence_and_2(settings: dict[str, str], says: str) -> None:
-    ended = run(**({"PORT": "0"} | settings))
-    assert ended.returncode == 2
-    assert says in one_sentence(ended)
+def test_bad_settings_are_one_sentence_and_2(
+    start: Callable[..., tuple[int, str]], settings: dict[str, str], says: str
+) -> None:
+    code, sentence = start(**({"PORT": "0"} | settings))
+    assert code == 2
+    assert says in sentence
