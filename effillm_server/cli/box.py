@@ -23,7 +23,7 @@ from effillm_server.cli.render import print_json, say
 from effillm_server.cli.results import Format, export
 from effillm_server.contract.parse import parse_definition
 from effillm_server.contract.sweep import SweepDefinition
-from effillm_server.errors import BadInput
+from effillm_server.errors import BadInput, EffillmError, Unavailable
 from effillm_server.settings import Settings
 
 CHECK_INTERVAL_S = 0.5
@@ -91,7 +91,13 @@ def run(
                 check_hardware(definition, devices)
             sweep = client.submit(content)
             say(f"sweep {sweep['id']}: {sweep['total']} jobs; logs in {box.plan.logs}")
-            sweep = watch.follow(client, sweep["id"], tick=box.check)
+            try:
+                sweep = watch.follow(client, sweep["id"], tick=box.check)
+            except (KeyboardInterrupt, Unavailable):
+                with contextlib.suppress(EffillmError):  # it may be the API that is gone
+                    save(client, sweep["id"], output)
+                    say(f"{output} has what was measured so far")
+                raise
             rows = save(client, sweep["id"], output)
     print_json(rows) if as_json else tables.results(rows)
     say(f"wrote {', '.join(str(output / f'results.{form}') for form in EXPORTS)}")
@@ -127,7 +133,7 @@ def running(plan: Plan) -> Iterator[Box]:
                 box.start()
                 yield box
             finally:
-                say("stopping")
+                say("stopping …")
                 box.stop()
     finally:
         for number, handler in before.items():

@@ -113,7 +113,7 @@ class Box:
                 found[:] = client.pages("/v1/devices")
             return any(device["state"] == "free" for device in found)
 
-        with step("waiting for a device", "looked for devices"), contextlib.suppress(TimeoutError):
+        with step("waiting for devices", "devices have been looked for"), contextlib.suppress(TimeoutError):
             self._until(one_is_free, DEVICE_WITHIN_S)
         return found
 

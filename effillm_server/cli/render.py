@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +18,8 @@ from effillm_server.contract.units import format_bytes, format_seconds
 
 # Without a terminal nobody wraps lines for us; wide enough for every table of ours.
 WIDTH_WITHOUT_TERMINAL = 200
+NARROW = 110
+NARROWEST_COLUMN = 9
 STYLES = {
     "measured": "green", "finished": "green", "free": "green", "valid": "green",
     "running": "cyan", "leased": "cyan",
@@ -32,6 +34,11 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else WIDTH_WITHOUT_TERMINAL
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=width, soft_wrap=False)
+
+
+def is_narrow() -> bool:
+    """Whether stdout is a terminal too narrow for our widest tables."""
+    return console().width < NARROW
 
 
 def plain(value: Any) -> str:
@@ -51,10 +58,16 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
-    """A table on stdout, or `empty` in words. A column whose name begins with `>` is set to the right."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    """A table on stdout, or `empty` in words.
+
+    A column whose name begins with `>` is set to the right; one that begins with `~` gives way where the terminal is narrow.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1 if is_narrow() else 2, 0, 0))
     for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+        justify: JustifyMethod = "right" if column.startswith(">") else "left"
+        gives_way, name = column.startswith("~"), column.lstrip(">~")
+        width = NARROWEST_COLUMN if gives_way else None
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=not gives_way, min_width=width)
     for row in rows:
         table.add_row(*(cell(value) for value in row))
     if table.row_count:

@@ -10,6 +10,7 @@ from effillm_server.cli.render import (
     bytes_or_blank,
     console,
     interval,
+    is_narrow,
     plain,
     print_facts,
     print_table,
@@ -36,7 +37,7 @@ def tally(sweep: Record) -> str:
 def sweeps(records: Iterable[Record]) -> None:
     """All sweeps, newest first."""
     print_table(
-        ("sweep", "name", "state", ">done", "jobs", "created"),
+        ("sweep", "~name", "state", ">done", "~jobs", "created"),
         ((s["id"], s["name"], s["state"], f"{done(s)}/{s['total']}", tally(s), ago(s["created_at"])) for s in records),
         empty="no sweeps yet: submit one with `effillm submit FILE`",
     )
@@ -50,13 +51,18 @@ def configuration(cell: Record) -> str:
     return f"{cell['model']} {cell['quantization']} b={cell['batch_size']}{sequence}{workload}{repeat} on {cell['hardware']}"
 
 
+def model(name: str) -> str:
+    """A model's id, without its organisation where the terminal is narrow."""
+    return name.rpartition("/")[2] if is_narrow() else name
+
+
 def jobs(records: Iterable[Record]) -> None:
     """Jobs of a sweep in the order of its matrix."""
     print_table(
-        (">job", "state", "model", "quantization", ">batch", ">seq", "hardware", "device", "verdict", "why"),
+        (">job", "state", "~model", "quant", ">batch", ">seq", "hardware", "~device", "verdict", "~why"),
         (
             (
-                j["id"], j["state"], j["cell"]["model"], j["cell"]["quantization"], j["cell"]["batch_size"],
+                j["id"], j["state"], model(j["cell"]["model"]), j["cell"]["quantization"], j["cell"]["batch_size"],
                 j["cell"]["sequence_length"], j["cell"]["hardware"], j["device"], j["verdict"], why(j),
             )
             for j in records
@@ -87,7 +93,7 @@ def job(record: Record) -> None:
         return
     console().print("")
     print_table(
-        (">attempt", "device", "started", "outcome", "message"),
+        (">attempt", "~device", "started", "outcome", "~message"),
         ((a["fence"], a["device"], ago(a["started_at"]), a["outcome"] or "running", why(a)) for a in attempts),
         empty="",
     )
@@ -103,17 +109,17 @@ def results(rows: Iterable[Record]) -> None:
     rows = list(rows)
     has_vram = any(row.get("vram_peak_bytes") is not None for row in rows)
     has_hardware = len({row.get("hardware") for row in rows}) > 1
-    columns = ["state", "model", "quantization", ">batch", ">seq", ">tok/s ± 95 % CI", ">TTFT", ">RAM peak"]
-    columns += [">VRAM peak"] * has_vram + ["hardware"] * has_hardware + ["verdict / reason"]
+    columns = ["state", "~model", "quant", ">batch", ">seq", ">tok/s ± CI", ">TTFT", ">RAM"]
+    columns += [">VRAM"] * has_vram + ["hardware"] * has_hardware + ["~verdict"]
 
     def line(row: Record) -> list[Any]:
         values = [
-            row["state"], row["model"], row["quantization"], row["batch_size"], row["sequence_length"],
+            row["state"], model(row["model"]), row["quantization"], row["batch_size"], row["sequence_length"],
             interval(row, "throughput_tok_s"), seconds_or_blank(row.get("ttft_s_mean")), bytes_or_blank(row.get("ram_peak_bytes")),
         ]  # fmt: skip
         values += [bytes_or_blank(row.get("vram_peak_bytes"))] * has_vram + [row.get("hardware")] * has_hardware
         verdict = row.get("verdict") or row.get("reason")
-        return [*values, f"{verdict} (simulated)" if row.get("simulated") else verdict]
+        return [*values, f"{verdict}, simulated" if row.get("simulated") else verdict]
 
     print_table(columns, map(line, rows), empty="no results yet")
 
@@ -121,7 +127,7 @@ def results(rows: Iterable[Record]) -> None:
 def devices(records: Iterable[Record]) -> None:
     """The lab: every device, what it does, why it does not."""
     print_table(
-        ("device", "class", "node", "state", "memory", "doing", "last seen", "why"),
+        ("device", "class", "~node", "state", ">memory", "doing", "last seen", "~why"),
         (
             (
                 d["id"], d["hardware_class"] + (" (declared)" if d["declared"] else ""), d["node"], d["state"],
@@ -135,9 +141,17 @@ def devices(records: Iterable[Record]) -> None:
 
 def frontier(records: Iterable[Record]) -> None:
     """The largest batch and sequence that ran, per model, quantization and device class."""
-    records = list(records)
-    columns = list(dict.fromkeys(name for record in records for name in record))
-    print_table(columns, ([r.get(c) for c in columns] for r in records), empty="nothing has been measured yet")
+    print_table(
+        ("~model", "quant", "hardware", ">seq", ">gen", ">largest batch", ">cannot", "~why"),
+        (
+            (
+                model(f["model"]), f["quantization"], f["hardware"], f["sequence_length"], f["generate_tokens"],
+                f["largest_batch_size"] or "none", f["smallest_infeasible_batch_size"], f["reason"],
+            )
+            for f in records
+        ),
+        empty="nothing has been measured yet",
+    )  # fmt: skip
 
 
 def preview(answer: Record) -> None:

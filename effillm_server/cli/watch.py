@@ -18,6 +18,7 @@ from effillm_server.cli.client import Client
 from effillm_server.cli.render import console, plain, say
 from effillm_server.contract.units import format_seconds
 from effillm_server.errors import Unavailable
+from effillm_server.lifecycle import MAX_ATTEMPTS, MAX_REMEASURES
 
 INTERVAL_S = 1.0
 # A server that restarts is away for seconds; a watcher that gives up at once would lose a sweep of days.
@@ -70,12 +71,19 @@ def look(client: Client, sweep_id: str) -> Snapshot:
     waiting = None
     if sweep["counts"].get("leased"):
         page = client.get(f"/v1/sweeps/{sweep_id}/jobs", state="leased", limit=SHOWN_RUNNING)
-        running = tuple(tables.configuration(job["cell"]) for job in page["items"])
+        running = tuple(tables.configuration(job["cell"]) + again(job) for job in page["items"])
     elif sweep["counts"].get("pending"):
         page = client.get(f"/v1/sweeps/{sweep_id}/jobs", state="pending", limit=1)
         if page["items"]:
             waiting = client.get(f"/v1/jobs/{page['items'][0]['id']}").get("explanation")
     return Snapshot(sweep, running, waiting)
+
+
+def again(job: dict[str, Any]) -> str:
+    """Why a job is being measured once more, if it is."""
+    if job["remeasures"]:
+        return f" (again, bad conditions {job['remeasures']} of at most {MAX_REMEASURES} times)"
+    return f" (attempt {job['faults'] + 1} of {MAX_ATTEMPTS})" if job["faults"] else ""
 
 
 def outcome(sweep: dict[str, Any]) -> int:

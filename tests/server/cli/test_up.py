@@ -99,7 +99,7 @@ def test_run_saves_the_results_of_one_sweep_and_leaves_nothing_behind(folder: Pa
     settings = {MARK: folder.name, "EFFILLM_DATA_DIR": str(folder / "data"), "EFFILLM_LOCK_DIR": str(folder / "locks")}
     done = effillm("run", sweep_file(folder, "t4"), "-o", str(output), "--declare", "t4:1", **settings)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("(simulated)") == 4
+    assert done.stdout.count("valid, simulated") == 4
     with (output / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["measured"] * 4
