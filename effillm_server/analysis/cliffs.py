@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from effillm_server.analysis.cells import Cell, slices
 from effillm_server.analysis.facts import Facts
@@ -46,7 +46,7 @@ def _along(line: list[Cell], axis: str, metric: str, facts: Facts) -> list[dict[
         usual = float(np.median([r / w for j, (r, w) in enumerate(steps) if j != k]))
         excess = rise - max(usual, 1.0) * width
         error = math.sqrt(estimates[k].log_variance(facts) + estimates[k + 1].log_variance(facts))
-        if excess > math.log(SMALLEST_EXCESS) and excess > float(stats.norm.ppf(CONFIDENCE)) * error:
+        if excess > math.log(SMALLEST_EXCESS) and excess > float(special.ndtri(CONFIDENCE)) * error:
             found.append(
                 {
                     **{a: value for a, value in line[k].axes.items() if a != axis},

@@ -46,10 +46,8 @@ class Difference:
 
     def minimum_detectable(self, alpha: float) -> float:
         """Smallest relative change a test at `alpha` would find in four runs of five, from this pair's own spread."""
-        if math.isfinite(self.degrees):
-            reach = t_quantile(1 - alpha, self.degrees) + float(special.stdtrit(self.degrees, POWER))
-        else:
-            reach = float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(POWER))
+        power = special.stdtrit(self.degrees, POWER) if math.isfinite(self.degrees) else special.ndtri(POWER)
+        reach = t_quantile(1 - alpha, self.degrees) + float(power)
         return math.expm1(reach * self.error)
 
 
@@ -102,7 +100,7 @@ def _from_error(
     test: str, shift: float, error: float, degrees: float, bound: float, effect: float | None
 ) -> Difference:
     finite = math.isfinite(degrees)
-    half = (t_quantile(LEVEL, degrees) if finite else float(stats.norm.ppf((1 + LEVEL) / 2))) * error
+    half = t_quantile(LEVEL, degrees) * error
     if error > 0:
         score = (abs(shift) - bound) / error
         equivalent = float(special.stdtr(degrees, score) if finite else special.ndtr(score))
@@ -117,11 +115,11 @@ def _mann_whitney(a: Array, b: Array, bound: float) -> Difference:
     shift = float(np.median(shifts))
     n, m = a.size, b.size
     spread = math.sqrt(n * m * (n + m + 1) / 12)
-    rank = max(math.floor(n * m / 2 - float(stats.norm.ppf((1 + LEVEL) / 2)) * spread), 0)
+    rank = max(math.floor(n * m / 2 - t_quantile(LEVEL, math.inf) * spread), 0)
     low, high = float(shifts[rank]), float(shifts[-1 - rank])
     above = stats.mannwhitneyu(b + bound, a, alternative="greater").pvalue
     below = stats.mannwhitneyu(b - bound, a, alternative="less").pvalue
-    error = (high - low) / 2 / float(stats.norm.ppf((1 + LEVEL) / 2))
+    error = (high - low) / 2 / t_quantile(LEVEL, math.inf)
     p = float(stats.mannwhitneyu(b, a).pvalue)
     return Difference(MANN_WHITNEY, shift, low, high, p, float(max(above, below)), error, math.inf, hedges_g(a, b))
 

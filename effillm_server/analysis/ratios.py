@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scipy import special, stats
+from scipy import special
 
 from effillm_server.analysis.cells import Cell, Estimate
 from effillm_server.analysis.facts import Facts
@@ -41,9 +41,7 @@ def ratio(of: Estimate, to: Estimate, facts: Facts, factor: float = 1.0) -> Rati
     error = math.sqrt(sum(variance for variance, _ in parts))
     degrees = _degrees(parts, facts)
     log = math.log(factor * of.value / to.value)
-    half = (
-        t_quantile(LEVEL, degrees) * error if math.isfinite(degrees) else float(stats.norm.ppf((1 + LEVEL) / 2)) * error
-    )
+    half = t_quantile(LEVEL, degrees) * error
     return Ratio(
         math.exp(log), math.exp(log - half), math.exp(log + half), two_sided_p(log - math.log(factor), error, degrees)
     )

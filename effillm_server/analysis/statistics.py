@@ -94,8 +94,10 @@ def median_rank(n: int, level: float = LEVEL) -> int | None:
 
 @lru_cache(maxsize=4096)
 def t_quantile(level: float, degrees: float) -> float:
-    """Two-sided Student-t quantile: the half-width in standard errors of a `level` interval."""
-    return float(special.stdtrit(degrees, (1 + level) / 2))
+    """Two-sided Student-t quantile: the half-width in standard errors of a `level` interval. Infinite degrees: the normal's."""
+    return float(
+        special.stdtrit(degrees, (1 + level) / 2) if math.isfinite(degrees) else special.ndtri((1 + level) / 2)
+    )
 
 
 def percentiles(values: ArrayLike, levels: Sequence[int] = PERCENTILES) -> dict[int, float | None]:

@@ -2,6 +2,7 @@
 
 from effillm_server.figures.catalogue import FIGURES, chart
 from effillm_server.figures.render import MEDIA_TYPES, render
+from effillm_server.figures.report import report
 from effillm_server.figures.view import Options
 
-__all__ = ["FIGURES", "MEDIA_TYPES", "Options", "chart", "render"]
+__all__ = ["FIGURES", "MEDIA_TYPES", "Options", "chart", "render", "report"]

@@ -108,7 +108,8 @@ def _whiskers(data: Sequence[parts.Point], x: Any, y: Any, ink: str, offset: Any
 
 
 def _bar(entry: dict[str, Any], y: float, low: float | None, high: float | None) -> dict[str, Any]:
-    return {"hardware": entry["hardware"], "y": y, "low": low, "high": high}
+    jobs = ", ".join(map(str, entry["jobs"]))
+    return {"hardware": entry["hardware"], "y": y, "low": low, "high": high, "jobs": jobs}
 
 
 def _cost_bounds(entry: dict[str, Any], of: View) -> tuple[float | None, float | None]:

@@ -166,7 +166,8 @@ def finish(chart: Any, number: int, title: str, caption: Sequence[str], options:
     """The complete specification: size, theme, heading, and machine-readable facts under `usermeta`."""
     if options.heading:
         chart = chart.properties(title=alt.TitleParams(text=f"Figure {number}. {title}", subtitle=list(caption)))
-    spec: Spec = chart.to_dict()
+    # Validated against the Vega-Lite schema by the tests instead: here it would take longer than everything else.
+    spec: Spec = chart.to_dict(validate=False)
     spec["config"] = config(theme_of(options))
     spec["usermeta"] = {"figure": number, "title": title, "caption": list(caption), "not_enough": None, **meta}
     return spec

@@ -129,8 +129,9 @@ def _corners(by_name: dict[str, Cell], name: str, names: list[str], spokes: list
         reach = [_reach(value, best, more_is_better) for value in (own.value, own.low, own.high)]
         low, high = sorted(reach[1:], key=lambda r: -1.0 if r is None else r) if None not in reach else (None, None)
         at = _at(k, len(spokes))
+        jobs = ", ".join(map(str, by_name[name].jobs))
         found.append({
-            "series": name, "order": k, "spoke": spoke, "reach": reach[0], "value": own.value, "low": low, "high": high,
+            "series": name, "order": k, "spoke": spoke, "jobs": jobs, "reach": reach[0], "value": own.value, "low": low, "high": high,
             **_xy(reach[0] or 0.0, at), **({} if low is None or high is None else {
                 "lx": low * math.cos(at), "ly": low * math.sin(at), "hx": high * math.cos(at), "hy": high * math.sin(at)}),
         })  # fmt: skip
@@ -179,7 +180,7 @@ def _radar(corners: list[dict[str, Any]], names: list[str], spokes: list[str], o
         alt.Chart(alt.Data(values=arms)).mark_line(color=theme.grid, strokeWidth=1).encode(x=x, y=y, detail="spoke:N", order=order),
         alt.Chart(alt.Data(values=ticks)).mark_text(color=theme.muted, fontSize=9).encode(x=x, y=y, text="text:N"),
         polygon.mark_line(strokeWidth=2).encode(x=x, y=y, color=tint, order=order),
-        whiskers.mark_rule(strokeWidth=3, opacity=0.5).encode(
+        whiskers.mark_rule(strokeWidth=3).encode(
             x=alt.X("lx:Q", scale=scale, axis=None), y=alt.Y("ly:Q", scale=upright, axis=None), x2="hx:Q", y2="hy:Q", color=tint
         ),
         polygon.mark_point(filled=True, size=55, opacity=1).encode(
