@@ -16,6 +16,7 @@ from effillm_worker.measure.refusal import answer
 from effillm_worker.measure.session import measure
 from effillm_worker.measure.software import software
 from effillm_worker.messages import Close, Closed, Failed, Open, Opened, Refused, Run
+from effillm_worker.meters.heap import footprint, trim
 
 LINES_OF_TRACEBACK = 12
 
@@ -44,10 +45,11 @@ def serve(channel: Channel) -> int:
     try:
         opening = channel.expect(Open)
         engine = _open(channel, opening)
+        heap = footprint()
         while engine is not None:
             match command := channel.receive():
                 case Run():
-                    cells += _run(channel, engine, command, warm=cells > 0)
+                    cells += _run(channel, engine, command, heap, warm=cells > 0)
                 case Close():
                     _close(channel, engine, cells)
                     return 0
@@ -86,10 +88,10 @@ def _open(channel: Channel, opening: Open) -> Engine | None:
     return engine
 
 
-def _run(channel: Channel, engine: Engine, run: Run, *, warm: bool) -> int:
+def _run(channel: Channel, engine: Engine, run: Run, heap: int | None, *, warm: bool) -> int:
     """1 when the cell was measured, 0 when it was refused; either is reported."""
     try:
-        record = measure(engine, channel, run)
+        record = measure(engine, channel, run, heap_loaded=heap)
     except Exception as error:
         refusal = answer(error)
         if refusal is None:
@@ -102,6 +104,7 @@ def _run(channel: Channel, engine: Engine, run: Run, *, warm: bool) -> int:
 
 def _close(channel: Channel, engine: Engine, cells: int) -> None:
     engine.unload()
+    trim()
     _stand_still(channel, engine, "released")
     channel.send(Closed(cells_measured=cells))
 

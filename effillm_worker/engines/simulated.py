@@ -16,6 +16,7 @@ A model id `simulated/<fault>` declares a fault instead:
 | `simulated/crash` | the first generation ends the process by SIGABRT |
 | `simulated/exit` | the first generation ends the process with exit code 3 |
 | `simulated/hang` | the first generation never makes progress |
+| `simulated/stall` | the first generation makes progress for half of its tokens, then never again |
 | `simulated/hang-loading` | the load never ends |
 | `simulated/ignore-term` | ignores SIGTERM, then hangs |
 | `simulated/orphan` | starts a process of its own session that outlives this one if it can, then hangs |
@@ -128,6 +129,8 @@ class SimulatedEngine:
             self._now_ns += max(1, round(seconds * (1 + self._jitter(token)) * NS))
             time.sleep(each)
             mark()
+            if self._fault == "stall" and 2 * token >= tokens:
+                _hang()
         self._in_use = self._weight_bytes
 
     def mark(self) -> int:

@@ -48,9 +48,11 @@ class Budget:
     def check_minimum(self, *, warmed_up: int, measured: int = 0) -> None:
         """Raises Refusal(time_limit), saying how much is needed, when the least that must be measured cannot fit.
 
-        Judged by the fastest generation seen: an early, cold one must not refuse a cell that would fit.
+        Judged by the fastest generation seen, and not by a first one alone: a cold one must not refuse a cell that fits.
         """
         plan = self.plan
+        if len(self._generation_s) == 1 and self._left() > 0:
+            return
         fastest, first = min(self._generation_s), min(self._first_token_s)
         warm_up_left = max(0, plan.warmup.min - warmed_up)
         measured_left = max(0, plan.iterations.min - measured)

@@ -15,16 +15,27 @@ from effillm_worker.measure.channel import Channel
 from effillm_worker.measure.prompts import Prompts, prepare
 from effillm_worker.measure.stopping import Comparison, Limits, Stopping, is_steady
 from effillm_worker.messages import CellRecord, Progress, Run, Window
+from effillm_worker.meters.heap import footprint
 from effillm_worker.meters.latency import timeline
 
 STEADY_READINGS = 5
 
 
-def measure(engine: Engine, channel: Channel, run: Run, clock: Callable[[], float] = time.monotonic) -> CellRecord:
-    """The cell's raw record. Raises Refusal, Unsupported, OutOfMemory, or whatever the framework raises."""
+def measure(
+    engine: Engine,
+    channel: Channel,
+    run: Run,
+    *,
+    heap_loaded: int | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> CellRecord:
+    """The cell's raw record. `heap_loaded` is the heap's footprint right after the load.
+
+    Raises Refusal, Unsupported, OutOfMemory, or whatever the framework raises.
+    """
     budget = Budget(run.plan, clock)
     prompts = prepare(engine, run.cell, run.context_window)
-    session = Session(engine, channel, run, prompts, budget, warnings=list(prompts.warnings))
+    session = Session(engine, channel, run, prompts, budget, heap_loaded, warnings=list(prompts.warnings))
     session.warm_up()
     channel.send(Window(open=True))
     stop_reason = session.measure()
@@ -43,6 +54,7 @@ class Session:
     run: Run
     prompts: Prompts
     budget: Budget
+    heap_loaded: int | None = None
     samples: list[Sample] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
@@ -95,19 +107,28 @@ class Session:
 
     def record(self, stop_reason: StopReason) -> CellRecord:
         """Everything seen, raw."""
-        longest = max(self.prompts.largest.lengths)
-        cell = self.run.cell
-        account = {"kv_cache_predicted_bytes": self.engine.kv_cache_bytes(
-            cell.batch_size, longest + cell.generate_tokens - 1
-        )}  # fmt: skip
         return CellRecord(
             samples=tuple(self.samples),
             stop_reason=stop_reason,
-            memory=CellMemory(account=account),
+            memory=CellMemory(account=self._account()),
             warnings=tuple(self.warnings),
             prompts=self.prompts.record,
             details=self.details,
         )
+
+    def _account(self) -> dict[str, int | None]:
+        """What only this side can say of memory: the predicted cache, and on a CPU what the heap grew by beyond it.
+
+        The last token's keys and values are never computed, so the cache ends one short of prompt and generated tokens.
+        """
+        cell, longest = self.run.cell, max(self.prompts.largest.lengths)
+        cache = self.engine.kv_cache_bytes(cell.batch_size, longest + cell.generate_tokens - 1)
+        lines: dict[str, int | None] = {"kv_cache_predicted_bytes": cache}
+        heap = None if self.engine.allocator() else footprint()
+        if heap is not None and self.heap_loaded is not None and cache is not None:
+            # The heap keeps what the peak took, so its growth since the load is activations, scratch and cache together.
+            lines["activations_bytes"] = max(0, heap - self.heap_loaded - cache)
+        return lines
 
     def _iterate(
         self, phase: Phase, iteration: int, batch: Batch, at_most: int, pause: Callable[[int], None] | None = None
