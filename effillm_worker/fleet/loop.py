@@ -18,7 +18,7 @@ from effillm_server.lifecycle import DeviceState
 from effillm_server.records import DeviceRecord
 from effillm_server.settings import Settings
 from effillm_worker.fleet.leadership import Leadership
-from effillm_worker.fleet.pool import Offer, Pool
+from effillm_worker.fleet.offers import Offer, Pool
 from effillm_worker.log import event
 from effillm_worker.reports import first_line
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
@@ -12,54 +11,14 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 from effillm_server.contract.job import Lease
 from effillm_worker import head
 from effillm_worker.actor import WorkerActor
+from effillm_worker.fleet.offers import RESOURCE_PREFIX, Offer
 from effillm_worker.log import event
 
 NAMESPACE = "effillm"
-RESOURCE_PREFIX = "effillm_device:"
 # `start`, `status` and `check` answer beside each other; none of them waits.
 CONCURRENCY = 4
 # Actors answer in milliseconds; one that is just starting must not keep the others waiting.
 ANSWER_WITHIN_S = 0.1
-
-
-@dataclass(frozen=True)
-class Offer:
-    """A device that a living Ray node offers."""
-
-    device_id: str
-    hardware_class: str
-
-    @property
-    def resource(self) -> str:
-        return f"{RESOURCE_PREFIX}{self.hardware_class}:{self.device_id}"
-
-    @property
-    def actor_name(self) -> str:
-        return f"device:{self.device_id}"
-
-
-class Pool(Protocol):
-    """What the fleet needs of the cluster."""
-
-    def is_reachable(self) -> bool:
-        """Whether the head answers."""
-        ...
-
-    def offers(self) -> dict[str, Offer]:
-        """The devices of all living nodes by id."""
-        ...
-
-    def statuses(self, offers: Iterable[Offer]) -> dict[str, dict[str, Any]]:
-        """What the actors of these devices say that answer at once; missing actors are made and answer later."""
-        ...
-
-    def start(self, device_id: str, lease: Lease) -> None:
-        """Hand a lease to the device's actor; whether it took it shows in its status."""
-        ...
-
-    def check(self, device_id: str) -> None:
-        """Have the actor look whether its lease still stands."""
-        ...
 
 
 class RayPool:

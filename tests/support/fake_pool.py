@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from effillm_server.contract.job import Lease
-from effillm_worker.fleet.pool import Offer
+from effillm_worker.fleet.offers import Offer
 
 
 @dataclass
 class FakePool:
-    """Implements `effillm_worker.fleet.pool.Pool`."""
+    """Implements `effillm_worker.fleet.offers.Pool`."""
 
     reachable: bool = True
     offered: dict[str, Offer] = field(default_factory=dict)

@@ -42,7 +42,7 @@ class LoggedProcess:
         parsed = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
         return [line for line in parsed if line["event"] == name]
 
-    def wait_for(self, name: str, within_s: float = 60.0) -> dict[str, Any]:
+    def wait_for(self, name: str, within_s: float = 120.0) -> dict[str, Any]:
         """The first line with this event name."""
 
         def look() -> list[dict[str, Any]]:
@@ -56,7 +56,7 @@ class LoggedProcess:
         """The last of what it wrote to stderr."""
         return self._err.read_text(errors="replace")[-3000:]
 
-    def stop(self, number: int = signal.SIGTERM, within_s: float = 40.0) -> int:
+    def stop(self, number: int = signal.SIGTERM, within_s: float = 60.0) -> int:
         """Signal the process and wait for its end; its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
@@ -71,6 +71,7 @@ class RayCluster:
     folder: Path
     environment: dict[str, str]
     nodes: dict[str, LoggedProcess] = field(default_factory=dict)
+    fleets: list[LoggedProcess] = field(default_factory=list)
 
     @property
     def data_dir(self) -> Path:
@@ -86,7 +87,8 @@ class RayCluster:
 
     def start_fleet(self, name: str = "fleet") -> LoggedProcess:
         """A fleet process on this cluster."""
-        return LoggedProcess(name, "effillm_worker.fleet", [], self.environment, self.folder)
+        self.fleets.append(LoggedProcess(name, "effillm_worker.fleet", [], self.environment, self.folder))
+        return self.fleets[-1]
 
     def processes(self) -> list[psutil.Process]:
         """Whatever still runs for this cluster: its folder is in the arguments or environment of all its processes."""
@@ -103,7 +105,7 @@ class RayCluster:
     def actor_log(self) -> str:
         """What all actors wrote, for messages of failing tests."""
         return "\n".join(
-            path.read_text(errors="replace") for path in sorted(self.folder.glob("*/session_*/logs/worker-*.err"))
+            path.read_text(errors="replace") for path in sorted(self.folder.glob("*/session_2*/logs/worker-*.err"))
         )
 
 
@@ -134,6 +136,8 @@ def ray_cluster(
             node.wait_for("node.ready")
         yield cluster
     finally:
+        for fleet in cluster.fleets:
+            fleet.stop()
         # The head last: the others leave in order while it is there.
         for node in reversed(list(cluster.nodes.values())):
             node.process.terminate()

@@ -11,7 +11,7 @@ from effillm_server.ledger.engine import connect
 from effillm_server.lifecycle import DeviceState, JobState
 from effillm_server.settings import Settings
 from effillm_worker.fleet.loop import HEAD_LOST_S, Fleet
-from effillm_worker.fleet.pool import Offer
+from effillm_worker.fleet.offers import Offer
 from tests.support import ledger
 from tests.support.actors import database_away, of_device, of_job
 from tests.support.fake_pool import FakePool
