@@ -69,5 +69,5 @@ def _waits_for(c: Connection, found: JobRecord, there: list[DeviceRecord]) -> st
         ),
         {"id": found.sweep_id},
     ).scalar_one()
-    behind = f", behind {ahead} sweeps of higher priority" if ahead else ""
+    behind = f", behind {ahead} sweep{'s' if ahead > 1 else ''} of higher priority" if ahead else ""
     return f"waits for a device of class {name}: {len(usable)} of {len(usable)} busy{behind}"

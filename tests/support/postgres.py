@@ -7,6 +7,7 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -56,12 +57,8 @@ def template_database(postgres_url: str) -> str:
 @pytest.fixture
 def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
     """URL of a fresh, migrated database of this test's own."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    run_sql(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE "{template_database}" STRATEGY file_copy')
-    try:
-        yield _named(postgres_url, name)
-    finally:
-        run_sql(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+    with cloned(postgres_url, template_database) as url:
+        yield url
 
 
 @pytest.fixture
@@ -69,6 +66,17 @@ def empty_database_url(postgres_url: str) -> Iterator[str]:
     """URL of a fresh database without any table."""
     name = f"empty_{uuid.uuid4().hex[:12]}"
     run_sql(postgres_url, f'CREATE DATABASE "{name}"')
+    try:
+        yield _named(postgres_url, name)
+    finally:
+        run_sql(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@contextmanager
+def cloned(postgres_url: str, template: str) -> Iterator[str]:
+    """URL of a copy of the template that is dropped at the end."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    run_sql(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy')
     try:
         yield _named(postgres_url, name)
     finally:

@@ -128,8 +128,8 @@ def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def test_a_new_sweep_is_announced_when_it_is_committed(engine: Engine, database_url: str) -> None:
-    listener = psycopg2.connect(database_url)
+def test_a_new_sweep_is_announced_when_it_is_committed(engine: Engine) -> None:
+    listener = psycopg2.connect(host=engine.url.query["host"], user=engine.url.username, dbname=engine.url.database)
     listener.autocommit = True
     listener.cursor().execute("LISTEN effillm")
     with engine.begin() as c:
