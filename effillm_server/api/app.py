@@ -31,6 +31,7 @@ def create_app(settings: Settings, engine: sqlalchemy.Engine) -> FastAPI:
         try:
             yield
         finally:
+            services.hub.end_subscriptions()
             await asyncio.to_thread(services.hub.close)
             services.models.close()
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -84,7 +84,6 @@ class EventStream(Response):
     },
 )
 async def follow(
-    request: Request,
     served: Served,
     who: Authenticated,
     sweep: Annotated[

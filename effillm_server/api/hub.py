@@ -119,9 +119,8 @@ class Hub:
         self._thread.start()
 
     def close(self) -> None:
-        """End every subscription and the thread."""
+        """End the thread. Not on the event loop: it waits."""
         self._stop.set()
-        self.end_subscriptions()
         if self._thread is not None:
             os.write(self._wake_write, b"x")
             self._thread.join()
@@ -130,7 +129,7 @@ class Hub:
             self._thread = None
 
     def end_subscriptions(self) -> None:
-        """End every stream; its client comes back to whoever serves then."""
+        """End every stream; its client comes back to whoever serves then. On the event loop."""
         for subscription in list(self._subscriptions):
             subscription.end()
 
@@ -162,10 +161,17 @@ class Hub:
             except sqlalchemy.exc.SQLAlchemyError as error:
                 log.warning("events_database_away", extra={"error": type(error).__name__})
                 self._stop.wait(RECONNECT_S)
+            except Exception:  # the edge of the thread: without it every stream would fall silent for good
+                log.exception("events_failed")
+                self._stop.wait(RECONNECT_S)
 
     def _follow(self, connection: sqlalchemy.Connection, follower: _Follower, loop: asyncio.AbstractEventLoop) -> None:
         """Hands out events as they come, until the hub is closed or the connection fails."""
         driver: Any = connection.connection.dbapi_connection
+        # Not select(): with a thousand streams open, descriptors are beyond what it can watch.
+        poller = select.poll()
+        poller.register(driver.fileno(), select.POLLIN)
+        poller.register(self._wake_read, select.POLLIN)
         if follower.position is None:
             follower.position = queries.last_event_id(connection)
             self._on_loop(loop, self._deliver, follower.position, [])
@@ -178,7 +184,7 @@ class Hub:
             # Notifications may also have come in with the answer to the query.
             if len(events) == BATCH or driver.notifies:
                 continue
-            readable, _, _ = select.select([driver.fileno(), self._wake_read], [], [], self._poll_s)
+            readable = {descriptor for descriptor, _ in poller.poll(self._poll_s * 1000)}
             if driver.fileno() in readable:
                 try:
                     driver.poll()

@@ -61,6 +61,8 @@ class Reaper:
                     taken = queue.reap(connection, self._jitter, not_before)
             except sqlalchemy.exc.SQLAlchemyError as error:
                 log.warning("reaper_database_away", extra={"error": type(error).__name__})
+            except Exception:  # the edge of the thread: without it no lease would ever be taken back again
+                log.exception("reaper_failed")
             self._on_reaped(len(taken))
             for job_id, fence in taken:
                 log.warning("lease_lost", extra={"job": job_id, "fence": fence})

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from effillm_server.api import events, hub
+from effillm_server.records import EventRecord
 from tests.support.api import Api, add_device, lease
 
 
@@ -134,6 +138,38 @@ def test_the_stream_goes_on_after_the_database_cut_its_connection(api: Api) -> N
         c.exec_driver_sql("INSERT INTO event (kind) VALUES ('after the cut')")
         c.commit()
         assert next(live)["kind"] == "after the cut"
+
+
+def test_a_failure_nobody_expected_does_not_silence_the_stream(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = iter([RuntimeError("once")])
+    read = hub.queries.events
+
+    def fail_once(*arguments: Any) -> list[EventRecord]:
+        for failure in failures:
+            raise failure
+        return read(*arguments)
+
+    with stream(api) as live:
+        monkeypatch.setattr(hub, "queries", SimpleNamespace(events=fail_once))
+        sweep = api.submit()
+        assert next(live)["sweep"] == sweep["id"]
+    assert "events_failed" in caplog.text
+
+
+def test_what_a_client_has_seen_is_not_sent_again_though_the_hub_is_behind() -> None:
+    async def main() -> tuple[bytes | None, bytes | None]:
+        sent = hub.Hub(None)  # type: ignore[arg-type]
+        sent._deliver(3, [])
+        ahead, behind = await sent.subscribe(None, seen=5), await sent.subscribe("s1", seen=0)
+        at = datetime.now(UTC)
+        sent._deliver(6, [EventRecord(i, f"s{i % 2}", None, "x", at, {}) for i in (4, 5, 6)])
+        return await ahead.next(1), await behind.next(1)
+
+    ahead, behind = asyncio.run(main())
+    assert (ahead or b"").count(b"\nevent:") == 1 and b"id: 6" in (ahead or b"")
+    assert (behind or b"").count(b"\nevent:") == 1 and b"id: 5" in (behind or b"")
 
 
 def test_a_subscriber_that_does_not_read_is_dropped_and_the_others_go_on(
