@@ -15,7 +15,6 @@ from effillm_server.contract.outcome import Conditions
 from effillm_worker.meters import host
 from effillm_worker.meters.energy import EnergyMeter
 from effillm_worker.meters.gpu import GpuSample, GpuWatch
-from effillm_worker.meters.memory import tree
 
 PERIOD_S = 1.0
 SHORTEST_S = 0.5  # a shorter stretch between two readings says nothing about its worst second
@@ -67,8 +66,9 @@ class Watch:
         """The timed part begins."""
         if self._thread is not None:
             return
-        self._pids = tree(self._root, self._proc)
+        # One pass over all processes for both uses: it runs while the child already measures.
         stretch = Stretch(before=host.usage(self._proc))
+        self._pids = tuple(host.below(self._root, stretch.before))
         self._stretches.append(stretch)
         self._energy.open()
         stretch.readings.append(self._read())
@@ -86,10 +86,10 @@ class Watch:
         self._thread.join()
         self._thread = None
         stretch = self._stretches[-1]
-        self._pids = tree(self._root, self._proc)
-        stretch.readings.append(self._read())
-        stretch.after = host.usage(self._proc)
         self._energy.close()
+        stretch.after = host.usage(self._proc)
+        self._pids = tuple(host.below(self._root, stretch.after))
+        stretch.readings.append(self._read())
 
     def conditions(self) -> Conditions:
         """What all windows together showed, and what could not be watched."""
