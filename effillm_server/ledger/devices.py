@@ -75,6 +75,9 @@ _LOSE = text("""
 UPDATE device SET state = 'lost', reason = :reason, state_since = clock_timestamp()
 WHERE id = :device AND state <> 'lost' RETURNING id
 """)
+_LOCK_JOB = text("""
+SELECT j.id FROM lease_device l JOIN job j ON j.id = l.job_id WHERE l.device_id = :device FOR NO KEY UPDATE OF j
+""")
 _HEARTBEAT = text("UPDATE device SET last_seen = clock_timestamp() WHERE id = :device AND boot_id = :boot RETURNING id")
 
 
@@ -153,6 +156,8 @@ def undrain(c: Connection, device_id: str) -> DeviceState:
 
 def heartbeat(c: Connection, device_id: str, boot_id: str) -> bool:
     """Whether this boot is the registered one; if so it has been seen now."""
+    # Its job first, as everywhere, so that a renewal in the same transaction cannot meet a finish head-on.
+    c.execute(_LOCK_JOB, {"device": device_id})
     return c.execute(_HEARTBEAT, {"device": device_id, "boot": boot_id}).first() is not None
 
 

@@ -1,0 +1,404 @@
+"""The queue on a real Postgres against a model made of lifecycle.py: whatever is done in whatever order, both agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import Engine, text
+
+from effillm_server.contract.outcome import Cancelled, FaultKind, Infeasible, Measured, Outcome
+from effillm_server.errors import Conflict
+from effillm_server.ledger import queries, queue
+from effillm_server.ledger.tables import metadata
+from effillm_server.lifecycle import RETRYABLE, TRANSITIONS, History, JobState, Next, after, after_fault
+from tests.support.ledger import (
+    cell,
+    crashed,
+    declaration,
+    expire,
+    invalid,
+    measured,
+    out_of_memory,
+    request,
+    samples,
+    skip_backoff,
+    submit,
+)
+
+DEVICES = ("one", "two")
+OUTCOMES: dict[str, Outcome] = {
+    "measured": measured(samples=samples(1)),
+    "invalid": invalid(),
+    "out_of_memory": out_of_memory(),
+    "warm_out_of_memory": out_of_memory(warm=True),
+    "crashed": crashed(),
+    "hung": crashed(fault=FaultKind.HUNG),
+    "cancelled": Cancelled(),
+}
+
+
+@dataclass
+class Try:
+    """An attempt. `ended` is how: reaped, cancelled, or the name of the outcome its actor reported."""
+
+    device: str
+    boot: str
+    ended: str | None = None
+    followed_by: JobState | None = None
+
+
+@dataclass
+class Job:
+    sweep: str
+    batch_size: int
+    state: JobState = JobState.PENDING
+    fence: int = 0
+    faults: int = 0
+    remeasures: int = 0
+    result_fence: int | None = None
+    avoid: str | None = None
+    fresh: bool = False
+    tries: dict[int, Try] = field(default_factory=dict)
+
+    def go(self, state: JobState) -> None:
+        assert state is self.state or state in TRANSITIONS[self.state], f"{self.state} -> {state}"
+        self.state = state
+
+
+@dataclass
+class Device:
+    boot: str = ""
+    state: str = "none"
+    draining: bool = False
+    job: int | None = None
+
+    def ready(self) -> None:
+        self.state = "draining" if self.draining else "free"
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    engine: ClassVar[Engine]
+
+    @initialize()
+    def empty(self) -> None:
+        with self.engine.begin() as c:
+            c.execute(text(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY CASCADE"))
+        self.jobs: dict[int, Job] = {}
+        self.devices = {name: Device() for name in DEVICES}
+        self.boots = 0
+        self.rejected = 0
+        for name in DEVICES:
+            self.register(name)
+            self.attest(name)
+
+    # What a user does
+
+    @precondition(lambda self: len(self.jobs) < 12)
+    @rule(sizes=st.lists(st.sampled_from([1, 2, 4]), min_size=1, max_size=3, unique=True))
+    def submit(self, sizes: list[int]) -> None:
+        with self.engine.begin() as c:
+            sweep = submit(c, *(cell(batch_size=size) for size in sizes))
+            stored = queries.jobs(c, sweep, None, 10)
+        self.jobs |= {job.id: Job(sweep, job.cell.batch_size) for job in stored}
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def cancel_job(self, data: st.DataObject) -> None:
+        number, job = self._any(data)
+        with self.engine.begin() as c:
+            try:
+                assert queue.cancel_job(c, number) is JobState.CANCELLED
+                allowed = True
+            except Conflict:
+                allowed = False
+        assert allowed == (job.state in (JobState.PENDING, JobState.LEASED, JobState.CANCELLED))
+        if allowed:
+            self._cancel(job)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def cancel_sweep(self, data: st.DataObject) -> None:
+        sweep = self._any(data)[1].sweep
+        open_jobs = [job for job in self._of(sweep) if not job.state.is_terminal]
+        with self.engine.begin() as c:
+            assert queue.cancel_sweep(c, sweep) == len(open_jobs)
+        for job in open_jobs:
+            self._cancel(job)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def retry_job(self, data: st.DataObject) -> None:
+        number, job = self._any(data)
+        with self.engine.begin() as c:
+            try:
+                queue.retry_job(c, number)
+                allowed = True
+            except Conflict:
+                allowed = False
+        assert allowed == (job.state in RETRYABLE or job.state is JobState.PENDING)
+        if allowed and job.state is not JobState.PENDING:
+            self._retry(job)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def retry_sweep(self, data: st.DataObject) -> None:
+        sweep = self._any(data)[1].sweep
+        ended = [job for job in self._of(sweep) if job.state in (JobState.FAILED, JobState.CANCELLED)]
+        with self.engine.begin() as c:
+            assert queue.retry_sweep(c, sweep) == len(ended)
+        for job in ended:
+            self._retry(job)
+
+    # What a device's actor does
+
+    @rule(name=st.sampled_from(DEVICES))
+    def lease(self, name: str) -> None:
+        device = self.devices[name]
+        with self.engine.begin() as c:
+            skip_backoff(c)
+            lease = queue.lease(c, request(name, device.boot))
+        if device.state == "leased":
+            assert lease is not None
+            assert (lease.job_id, lease.fence) == (device.job, self.jobs[lease.job_id].fence)
+        elif device.state == "free":
+            self._granted(name, None if lease is None else (lease.job_id, lease.fence, lease.fresh_child))
+        else:
+            assert lease is None
+
+    @precondition(lambda self: any(job.tries for job in self.jobs.values()))
+    @rule(data=st.data(), name=st.sampled_from(sorted(OUTCOMES)))
+    def finish(self, data: st.DataObject, name: str) -> None:
+        attempts = [(number, fence) for number, job in self.jobs.items() for fence in job.tries]
+        # Mostly the one that runs: an old one would be drawn most of the time.
+        running = [(number, job.fence) for number, job in self.jobs.items() if job.state is JobState.LEASED]
+        number, fence = data.draw(st.sampled_from(running or attempts) | st.sampled_from(attempts))
+        job = self.jobs[number]
+        attempt = job.tries[fence]
+        with self.engine.begin() as c:
+            finished = queue.finish(c, attempt.device, attempt.boot, number, fence, OUTCOMES[name])
+        assert (finished.accepted, finished.state) == self._judge(job, fence, name)
+        assert finished.accepted == (finished.why_not is None)
+
+    @rule(name=st.sampled_from(DEVICES))
+    def renew(self, name: str) -> None:
+        device = self.devices[name]
+        held = [
+            (number, fence) for number, job in self.jobs.items() for fence, t in job.tries.items() if t.device == name
+        ]
+        with self.engine.begin() as c:
+            renewal = queue.renew(c, name, device.boot, held, 60.0)
+        now = [] if device.job is None else [(device.job, self.jobs[device.job].fence)]
+        assert list(renewal.kept) == now
+        cancelled = {(n, f) for n, f in held if self.jobs[n].tries[f].ended == "cancelled"}
+        assert set(renewal.to_cancel) == cancelled
+        assert set(renewal.lost) == set(held) - set(now) - cancelled
+
+    @rule(name=st.sampled_from(DEVICES))
+    def register(self, name: str) -> None:
+        device = self.devices[name]
+        self.boots += 1
+        with self.engine.begin() as c:
+            queue.register_device(c, declaration(name), f"boot-{self.boots}")
+        self._lapse(name)
+        device.boot, device.state = f"boot-{self.boots}", "quarantined"
+
+    @rule(name=st.sampled_from(DEVICES))
+    def attest(self, name: str) -> None:
+        device = self.devices[name]
+        with self.engine.begin() as c:
+            hit = queue.attest(c, name, device.boot, None, None)
+        assert hit == (device.state != "leased")
+        if hit:
+            device.ready()
+
+    @rule(name=st.sampled_from(DEVICES))
+    def release(self, name: str) -> None:
+        device = self.devices[name]
+        with self.engine.begin() as c:
+            hit = queue.release(c, name, device.boot)
+        assert hit == (device.state == "releasing")
+        if hit:
+            device.ready()
+
+    @rule(name=st.sampled_from(DEVICES))
+    def quarantine(self, name: str) -> None:
+        with self.engine.begin() as c:
+            assert queue.quarantine(c, name, self.devices[name].boot, "foreign process")
+        self._lapse(name)
+        self.devices[name].state = "quarantined"
+
+    # What others do to a device
+
+    @rule(name=st.sampled_from(DEVICES))
+    def mark_lost(self, name: str) -> None:
+        with self.engine.begin() as c:
+            queue.mark_lost(c, name, "node gone")
+        self._lapse(name)
+        self.devices[name].state = "lost"
+
+    @rule(name=st.sampled_from(DEVICES), draining=st.booleans())
+    def drain(self, name: str, draining: bool) -> None:
+        device = self.devices[name]
+        with self.engine.begin() as c:
+            (queue.drain if draining else queue.undrain)(c, name)
+        device.draining = draining
+        if device.state in ("free", "draining"):
+            device.ready()
+
+    @rule(name=st.sampled_from(DEVICES))
+    def expire_and_reap(self, name: str) -> None:
+        number = self.devices[name].job
+        with self.engine.begin() as c:
+            if number is not None:
+                expire(c, number)
+            reaped = queue.reap(c, lambda: 0.5)
+        assert reaped == ([] if number is None else [(number, self.jobs[number].fence)])
+        if number is not None:
+            self._lapse(name)
+            self.devices[name].state = "lost"
+
+    # The model
+
+    def _granted(self, name: str, lease: tuple[int, int, bool] | None) -> None:
+        others = any(d.state in ("free", "leased", "releasing") for n, d in self.devices.items() if n != name)
+        eligible = {
+            number for number, job in self.jobs.items()
+            if job.state is JobState.PENDING and not (job.avoid == name and others)
+        }  # fmt: skip
+        if lease is None:
+            assert not eligible
+            return
+        number, fence, fresh = lease
+        job, device = self.jobs[number], self.devices[name]
+        assert number in eligible
+        assert (fence, fresh) == (job.fence + 1, job.fresh)
+        job.go(JobState.LEASED)
+        job.fence = fence
+        job.tries[fence] = Try(name, device.boot)
+        device.state, device.job = "leased", number
+
+    def _judge(self, job: Job, fence: int, name: str) -> tuple[bool, JobState | None]:
+        """What finish must answer, and its effect on the model."""
+        attempt, outcome = job.tries[fence], OUTCOMES[name]
+        if attempt.ended == name:
+            return True, attempt.followed_by
+        superseded = fence != job.fence or job.state not in (JobState.LEASED, JobState.PENDING)
+        if attempt.ended in OUTCOMES or superseded:
+            self.rejected += 1
+            return False, None
+        was_reaped = job.state is JobState.PENDING
+        step = after(outcome, History(job.faults - was_reaped, job.remeasures), 0.5)
+        self._step(job, fence, step, was_reaped)
+        attempt.ended, attempt.followed_by = name, step.state
+        device = self.devices[attempt.device]
+        if not was_reaped:
+            device.job = None
+            device.ready()
+            if isinstance(outcome, Cancelled):
+                device.state = "releasing"
+        if step.state is JobState.INFEASIBLE:
+            self._imply(job)
+        assert isinstance(outcome, Measured | Infeasible | Cancelled) or step.counts_as_fault
+        return True, step.state
+
+    def _step(self, job: Job, fence: int, step: Next, was_reaped: bool) -> None:
+        job.go(step.state)
+        job.faults += step.counts_as_fault - was_reaped
+        job.remeasures += step.counts_as_remeasure
+        job.fresh = step.fresh_child
+        job.avoid = job.tries[fence].device if step.elsewhere else None
+        if step.keeps_result:
+            job.result_fence = fence
+
+    def _imply(self, origin: Job) -> None:
+        for job in self._of(origin.sweep):
+            if job.state is JobState.PENDING and job.batch_size >= origin.batch_size:
+                job.go(JobState.INFEASIBLE)
+                job.fresh, job.avoid = False, None
+
+    def _lapse(self, name: str) -> None:
+        device = self.devices[name]
+        if device.job is None:
+            return
+        job = self.jobs[device.job]
+        step = after_fault(FaultKind.LOST, "", History(job.faults, job.remeasures), 0.5)
+        self._step(job, job.fence, step, was_reaped=False)
+        job.tries[job.fence].ended, job.tries[job.fence].followed_by = "reaped", step.state
+        device.job = None
+
+    def _cancel(self, job: Job) -> None:
+        if job.state is JobState.LEASED:
+            attempt = job.tries[job.fence]
+            attempt.ended, attempt.followed_by = "cancelled", JobState.CANCELLED
+            device = self.devices[attempt.device]
+            device.job, device.state = None, "releasing"
+        job.go(JobState.CANCELLED)
+        job.fresh, job.avoid = False, None
+
+    def _retry(self, job: Job) -> None:
+        job.go(JobState.PENDING)
+        job.faults = job.remeasures = 0
+        job.fresh, job.avoid = False, None
+
+    def _any(self, data: st.DataObject) -> tuple[int, Job]:
+        number = data.draw(st.sampled_from(sorted(self.jobs)))
+        return number, self.jobs[number]
+
+    def _of(self, sweep: str) -> list[Job]:
+        return [job for job in self.jobs.values() if job.sweep == sweep]
+
+    # What must hold after every step
+
+    @invariant()
+    def jobs_and_devices_are_as_the_model_says(self) -> None:
+        with self.engine.connect() as c:
+            jobs = {row.id: row for row in c.execute(text("SELECT * FROM job"))}
+            devices = {row.id: row for row in c.execute(text("SELECT * FROM device"))}
+            held = {row.device_id: row.job_id for row in c.execute(text("SELECT * FROM lease_device"))}
+        assert {number: _seen(row) for number, row in jobs.items()} == {
+            number: (j.state, j.fence, j.faults, j.remeasures, j.result_fence, j.avoid, j.fresh)
+            for number, j in self.jobs.items()
+        }
+        assert {name: (row.state, row.boot_id, row.draining) for name, row in devices.items()} == {
+            name: (d.state, d.boot, d.draining) for name, d in self.devices.items()
+        }
+        assert held == {name: d.job for name, d in self.devices.items() if d.job is not None}
+
+    @invariant()
+    def counters_and_refusals_add_up(self) -> None:
+        with self.engine.connect() as c:
+            counts = queries.counts(c)
+            balance = c.execute(text(
+                "SELECT (SELECT coalesce(sum(leased_since_ms), 0) FROM sweep_counter) = "
+                "(SELECT coalesce(sum((extract(epoch FROM leased_at) * 1000)::bigint), 0) FROM job)"
+            )).scalar_one()  # fmt: skip
+        states = [job.state for job in self.jobs.values()]
+        assert counts.jobs == {state: states.count(state) for state in JobState}
+        assert counts.rejected_outcomes == self.rejected
+        assert balance
+
+
+def _seen(row: Any) -> tuple[Any, ...]:
+    return (row.state, row.fence, row.faults, row.remeasures, row.result_fence, row.avoid_device, row.fresh_child)
+
+
+def test_the_queue_does_what_the_model_of_the_lifecycle_does(engine: Engine) -> None:
+    LedgerMachine.engine = engine
+    run_state_machine_as_test(
+        LedgerMachine,
+        settings=settings(
+            max_examples=20, stateful_step_count=40, deadline=None, database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )  # fmt: skip
