@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import ipaddress
+import json
 import os
 import shutil
 import socket
@@ -33,6 +34,8 @@ NODE_WITHIN_S = 120.0
 API_WITHIN_S = 60.0
 DEVICE_WITHIN_S = 60.0
 RAY_ANSWERS_WITHIN_S = 5.0
+# What is pending from before keeps a device from being seen free; a drained one stays aside on purpose.
+IN_SERVICE = ("free", "leased", "draining")
 # Ray puts sockets of up to 63 characters below its folder, and a socket's path may have 107.
 LONGEST_RAY_DIR = 44
 
@@ -60,6 +63,7 @@ class Box:
         self.is_stopping = False
         self.services = Services(say)
         self._postgres: EmbeddedPostgres | None = None
+        self._offered: set[str] = set()
         # A token of another cluster would be taken for ours.
         foreign = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if plan.settings.ray_address is None else ()
         self._environment = {name: value for name, value in os.environ.items() if name not in foreign} | {
@@ -105,16 +109,17 @@ class Box:
             self._postgres.remove_socket_directory()
 
     def wait_for_devices(self, client: Client) -> list[dict[str, Any]]:
-        """The devices once one is free, or as they are when none became free in time."""
+        """The devices once all that this box offers are in service, or as they are when that took too long."""
         found: list[dict[str, Any]] = []
 
-        def one_is_free() -> bool:
+        def all_are_in_service() -> bool:
             with contextlib.suppress(Unavailable):
                 found[:] = client.pages("/v1/devices")
-            return any(device["state"] == "free" for device in found)
+            in_service = {device["id"] for device in found if device["state"] in IN_SERVICE}
+            return bool(in_service) and in_service >= self._offered
 
         with step("waiting for devices", "devices have been looked for"), contextlib.suppress(TimeoutError):
-            self._until(one_is_free, DEVICE_WITHIN_S)
+            self._until(all_are_in_service, DEVICE_WITHIN_S)
         return found
 
     def _start_node(self) -> Callable[[], bool]:
@@ -133,7 +138,13 @@ class Box:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(data_dir / "ray-token"),
         }
-        return lambda: announced(log, begin)
+
+        def is_up() -> bool:
+            offered = announced(log, begin)
+            self._offered = offered or set()
+            return offered is not None
+
+        return is_up
 
     def _start_python(self, name: str, module: str, *arguments: str) -> None:
         command = (sys.executable, "-m", module, *arguments)
@@ -260,13 +271,16 @@ def check_answers(ray_address: str) -> None:
         ) from None
 
 
-def announced(log: Path, begin: int) -> bool:
-    """Whether the node has said, since `begin`, that its cluster counts it among the living."""
+def announced(log: Path, begin: int) -> set[str] | None:
+    """The devices that the node has said it offers, since `begin`, once its cluster counts it among the living."""
     if not log.exists():
-        return False
+        return None
     with log.open("rb") as file:
         file.seek(begin if log.stat().st_size >= begin else 0)
-        return b'"node.ready"' in file.read()
+        for line in file:
+            if b'"node.ready"' in line and line.endswith(b"\n"):
+                return set(json.loads(line)["devices"])
+    return None
 
 
 def ray_directory(data_dir: Path) -> Path:

@@ -78,6 +78,7 @@ class Services:
             elif now >= running.restart_at:
                 running.process, running.restart_at = spawn(running.service), None
                 self._say(f"{running.service.name} restarted")
+        reap_orphans({running.process.pid for running in self._running})
 
     def _died(self, running: Running, now: float) -> None:
         service, code = running.service, running.process.returncode
@@ -169,6 +170,15 @@ def adopt_orphans() -> None:
     """Makes this process the parent of every descendant whose own parent dies, so that `end_descendants` finds it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap_orphans(ours: set[int]) -> None:
+    """Takes note of the end of adopted processes, which would stay in the process table for as long as we live."""
+    with contextlib.suppress(ChildProcessError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid in ours:  # its own `poll` wants to know how it ended
+                return
+            os.waitpid(ended.si_pid, 0)
 
 
 def end_descendants() -> None:

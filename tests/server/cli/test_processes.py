@@ -133,6 +133,20 @@ print(written("pid"))
     assert not psutil.pid_exists(int(said))
 
 
+def test_an_adopted_process_that_ends_does_not_stay_a_zombie(tmp_path: Path) -> None:
+    said = drive(
+        tmp_path,
+        """
+start("parent", f"sh -c 'sleep 0.2 & echo $! > {folder}/pid; exit 0'; while :; do sleep 0.05; done")
+until(lambda: written("pid").endswith("\\n"))
+until(lambda: not Path(f"/proc/{written('pid').strip()}").exists())
+services.stop()
+print("reaped")
+""",
+    )
+    assert said == "reaped\n"
+
+
 def test_a_log_that_has_grown_large_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("effillm_server.cli.processes.LARGEST_LOG_BYTES", 10)
     log = tmp_path / "api.log"

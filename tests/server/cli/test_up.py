@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +49,7 @@ def submitted(server: Up, folder: Path, hardware: str) -> str:
     return str(json.loads(done.stdout)["id"])
 
 
-def test_a_sweep_is_measured_and_what_was_pending_goes_on_with_the_next_up(folder: Path) -> None:
+def test_up_measures_stops_without_a_trace_and_goes_on_with_what_was_pending(folder: Path) -> None:
     with up(folder, "--declare", "t4:1") as server:
         watched = server.effillm("submit", sweep_file(folder, "t4"), "--watch")
         assert watched.returncode == 0, watched.stderr
@@ -75,23 +74,28 @@ def test_a_sweep_is_measured_and_what_was_pending_goes_on_with_the_next_up(folde
         watched = server.effillm("watch", pending[:6], "--json")
         assert watched.returncode == 0, watched.stderr
         assert [row["state"] for row in json.loads(watched.stdout)] == ["measured"] * 4
-        assert server.stop(signal.SIGTERM) == 0, server.said()
-        assert server.left_behind() == []
+        a_killed_child_is_replaced(server)
+        killing_up_itself_leaves_nothing(server)
 
 
-def test_a_child_that_is_killed_is_replaced_and_killing_up_itself_leaves_nothing(folder: Path) -> None:
-    with up(folder, "--declare", "t4:1") as server:
-        [api] = [
-            child for child in psutil.Process(server.process.pid).children() if "effillm_server.api" in child.cmdline()
-        ]
-        api.kill()
-        psutil.wait_procs([api], timeout=10)
-        assert answers(server)
-        assert "api was ended by SIGKILL" in server.said()
+def a_killed_child_is_replaced(server: Up) -> None:
+    [api] = [
+        child for child in psutil.Process(server.process.pid).children() if "effillm_server.api" in child.cmdline()
+    ]
+    api.kill()
+    psutil.wait_procs([api], timeout=10)
+    transport = httpx.HTTPTransport(retries=8)  # waits 0, 0.5, 1, 2, 4 … seconds between connections
+    with httpx.Client(transport=transport) as http:
+        assert http.get(f"{server.url}/readyz", timeout=30).is_success
+    assert "api was ended by SIGKILL" in server.said()
 
-        server.process.kill()
-        server.process.wait()
-        assert gone(server)
+
+def killing_up_itself_leaves_nothing(server: Up) -> None:
+    server.process.kill()
+    server.process.wait()
+    pids = [int(line.split()[0]) for line in server.left_behind()]
+    psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=40)
+    assert server.left_behind() == []
 
 
 def test_run_saves_the_results_of_one_sweep_and_leaves_nothing_behind(folder: Path) -> None:
@@ -115,18 +119,3 @@ def test_run_saves_the_results_of_one_sweep_and_leaves_nothing_behind(folder: Pa
     ]
     assert not (folder / "data").exists()
     assert belonging(settings) == []
-
-
-def answers(server: Up) -> bool:
-    """Whether the server answers again, asked until it does."""
-    transport = httpx.HTTPTransport(retries=8)  # waits 0, 0.5, 1, 2, 4 … seconds between connections
-    with httpx.Client(transport=transport) as http:
-        return http.get(f"{server.url}/readyz", timeout=30).is_success
-
-
-def gone(server: Up) -> bool:
-    """Whether everything that belonged to the server has ended, waited for."""
-    pids = [int(line.split()[0]) for line in server.left_behind()]
-    processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
-    psutil.wait_procs(processes, timeout=40)
-    return server.left_behind() == []
