@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import select
+import time
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -14,6 +16,8 @@ from effillm_worker.reports import first_line
 
 LOCK = 0x0EFF1F1
 CHANNEL = "effillm"
+# A running sweep says these all the time. They never mean work for the fleet, which must not compute beside a measurement.
+ROUTINE = frozenset({"job_leased", "job_measured", "job_infeasible", "jobs_implied", "sweep_finished"})
 
 
 class Leadership:
@@ -40,22 +44,20 @@ class Leadership:
         return self._is_held
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a notification or the time to pass; whether there was one."""
+        """Wait for news that may mean work, or the time to pass; whether there were any."""
         if self._connection is None:
             select.select([], [], [], seconds)
             return False
-        session = self._session(self._connection)
+        session, until = self._session(self._connection), time.monotonic() + seconds
         try:
-            if not session.notifies:
-                select.select([session], [], [], seconds)
-            session.poll()
+            while not _has_news(session) and (left := until - time.monotonic()) > 0:
+                select.select([session], [], [], left)
+                session.poll()
         except Exception as error:  # noqa: BLE001 - the driver raises its own kinds; the next tick finds out what is wrong
             event("database.away", doing="listen", why=first_line(error))
             self.resign()
             return False
-        heard = bool(session.notifies)
-        session.notifies.clear()
-        return heard
+        return _take_news(session)
 
     def resign(self) -> None:
         """Give up the session and with it the lock."""
@@ -78,3 +80,22 @@ class Leadership:
     @staticmethod
     def _session(connection: Connection) -> Any:
         return connection.connection.driver_connection
+
+
+def _has_news(session: Any) -> bool:
+    """Whether one of the notifications that have come in may mean work; the others are dropped."""
+    session.notifies[:] = [notice for notice in session.notifies if _kind(notice.payload) not in ROUTINE]
+    return bool(session.notifies)
+
+
+def _take_news(session: Any) -> bool:
+    had_news = _has_news(session)
+    session.notifies.clear()
+    return had_news
+
+
+def _kind(payload: str) -> str | None:
+    try:
+        return str(json.loads(payload)["kind"])
+    except (ValueError, TypeError, KeyError):
+        return None

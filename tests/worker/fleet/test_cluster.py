@@ -45,7 +45,9 @@ class Lab:
             return queries.attempts(connection, job_id)
 
     def all_free(self) -> bool:
-        return all(of_device(self.engine, device_id).state is DeviceState.FREE for device_id in DEVICES)
+        """Every device may be leased, and the last warm child has ended."""
+        states = [of_device(self.engine, device_id).state for device_id in DEVICES]
+        return all(state is DeviceState.FREE for state in states) and not any(map(self.measuring, DEVICES))
 
     def measuring(self, device_id: str) -> psutil.Process | None:
         """The process that measures on this device now."""
@@ -150,7 +152,8 @@ def test_a_killed_actor_takes_its_child_with_it_and_the_job_is_tried_again(lab: 
     assert alive == []
     done = wait_state(lab.engine, job_id, JobState.MEASURED, within_s=75)
     assert (done.faults, done.fence) == (1, 2)
-    assert [tried.reason for tried in lab.attempts(job_id)] == ["lost", None]
+    first, second = lab.attempts(job_id)
+    assert (first.reason, second.outcome) == ("lost", "measured")
 
 
 def test_a_new_fleet_adopts_what_runs_and_starts_nothing_twice(lab: Lab) -> None:
@@ -213,14 +216,14 @@ def test_one_warm_group_wastes_less_than_a_tenth_of_a_second_between_cells(lab: 
     jobs = submit(lab.engine, *(cell(hardware="a100", batch_size=size) for size in range(1, 9)))
     for job_id in jobs:
         wait_state(lab.engine, job_id, JobState.MEASURED)
-    attempts = sorted((lab.attempts(job_id)[0] for job_id in jobs), key=lambda one: one.started_at)
+    attempts = sorted((lab.attempts(job_id)[0] for job_id in jobs), key=lambda one: (one.device_id, one.started_at))
     gaps = [
         (later.started_at - earlier.ended_at).total_seconds()
         for earlier, later in pairwise(attempts)
         if earlier.ended_at is not None and earlier.device_id == later.device_id
     ]
-    assert len(gaps) >= 6
-    assert sorted(gaps)[len(gaps) // 2] < 0.1, f"gaps between leases of one group, seconds: {gaps}"
+    assert len(gaps) >= len(jobs) - 2
+    assert sorted(gaps)[len(gaps) // 2] < 0.1, f"seconds between leases of one group: {gaps}"
 
 
 def test_nothing_of_ours_runs_as_another_process_than_the_cluster_knows(lab: Lab) -> None:

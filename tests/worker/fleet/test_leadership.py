@@ -49,6 +49,19 @@ def test_a_notification_ends_the_waiting_at_once_and_silence_ends_it_in_time(dat
     engine.dispose()
 
 
+def test_what_a_running_sweep_says_all_the_time_does_not_wake_the_fleet(database_url: str) -> None:
+    engine = connect(database_url, "fleet")
+    leader = Leadership(engine)
+    assert leader.is_held()
+    for kind in ("job_leased", "job_measured"):
+        run_sql(database_url, f"""NOTIFY {CHANNEL}, '{{"kind":"{kind}","sweep":"s1","job":1}}'""")
+    assert not leader.wait(0.1)
+    run_sql(database_url, f"""NOTIFY {CHANNEL}, '{{"kind":"sweep_created","sweep":"s1","job":null}}'""")
+    assert leader.wait(20)
+    leader.resign()
+    engine.dispose()
+
+
 def test_waiting_without_a_session_takes_its_time_and_no_more(database_url: str) -> None:
     engine = connect(database_url, "fleet")
     assert not Leadership(engine).wait(0.01)
