@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
@@ -84,6 +85,40 @@ def test_an_empty_database_is_migrated(empty_database_url: str) -> None:
     with started(DATABASE_URL=empty_database_url, PORT="0") as (_, url):
         answer = httpx.post(f"{url}/v1/sweeps", json=examples.DEFINITION, trust_env=False, timeout=PATIENCE_S)
     assert answer.status_code == 201
+
+
+def submit(url: str) -> httpx.Response:
+    headers = {"Idempotency-Key": "the-same"}
+    return httpx.post(
+        f"{url}/v1/sweeps", json=examples.DEFINITION, headers=headers, trust_env=False, timeout=PATIENCE_S
+    )
+
+
+def test_killed_in_the_middle_of_a_submission_nothing_is_left_and_the_repeat_stores_it_whole(database_url: str) -> None:
+    engine = create_engine(make_url(database_url).set(drivername="postgresql+psycopg2"))
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    sweeps = text("SELECT count(*) FROM sweep")
+    with (
+        ThreadPoolExecutor(1) as pool,
+        engine.connect() as holder,
+        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watcher,
+        started(DATABASE_URL=database_url, PORT="0") as (process, url),
+    ):
+        holder.execute(text("LOCK TABLE job IN SHARE MODE"))
+        answer = pool.submit(submit, url)
+        while not watcher.execute(waiting).scalar_one():
+            assert not answer.done()
+        process.kill()
+        assert isinstance(answer.exception(PATIENCE_S), httpx.TransportError)
+        holder.rollback()
+    with started(DATABASE_URL=database_url, PORT="0") as (_, url), engine.connect() as c:
+        assert c.execute(sweeps).scalar_one() == 0
+        first, second = submit(url), submit(url)
+    engine.dispose()
+    assert (first.status_code, second.status_code) == (201, 200)
+    assert first.json()["total"] == 4 and first.json()["id"] == second.json()["id"]
 
 
 def test_a_taken_port_is_one_sentence_and_1(start: Callable[..., tuple[int, str]], database_url: str) -> None:

@@ -193,3 +193,22 @@ def test_a_cancelled_sweep_keeps_its_results_and_can_be_taken_up_again(api: Api)
     retried = api.http.post(f"/v1/sweeps/{sweep['id']}/retry").json()
     assert retried["changed"] == 3
     assert retried["sweep"]["counts"]["pending"] == 3 and retried["sweep"]["counts"]["measured"] == 1
+
+
+@pytest.mark.parametrize("body", [
+    '{"name": "\\ud800"}', '{"\\ud800": 1}', '{"name": "a\\u0000b"}', '{"name": NaN}', '{"batch_size": [1e999]}',
+    '{"batch_size": [' + "9" * 5000 + "]}", "[" * 100_000, '{"a": 1, "a": 2}', "\ufeff", "null", "1", '"x"', "{}", "{",
+])  # fmt: skip
+def test_hostile_json_is_refused_in_words(api: Api, body: str) -> None:
+    answer = api.http.post("/v1/sweeps", content=body.encode(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"\xff\xfe\x00", b"name: \x00", b"a: !!python/object:os.system x", b"? [a]\n: b", b"--- a\n--- b"]
+)
+def test_hostile_yaml_is_refused_in_words(api: Api, body: bytes) -> None:
+    answer = api.http.post("/v1/sweeps", content=body, headers={"Content-Type": "application/yaml"})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["detail"]
