@@ -82,14 +82,15 @@ class ChildSpec:
 class Child:
     """A measuring child. One thread opens, runs and closes it; `cancel` and `is_alive` may be used from any other."""
 
-    def __init__(self, spec: ChildSpec, link: Link, pid: int, record: ChildRecord) -> None:
+    def __init__(self, spec: ChildSpec, link: Link, groups: limits.Groups, record: ChildRecord) -> None:
         """Use `Child.start`."""
         self.spec = spec
-        self.pid = pid
+        self.pid = record.pid
         self.record = record
         self.on_progress: Callable[[Progress], None] | None = None
         self._link = link
-        self._witness = Witness(Instruments.of(spec.device), pid)
+        self._groups = groups
+        self._witness = Witness(Instruments.of(spec.device), record.pid)
         self._opened: Opened | None = None
         self._cancelled = threading.Event()
 
@@ -116,7 +117,7 @@ class Child:
             groups.remove()
             raise
         record = ChildRecord(id=child_id, load_group=spec.load_group, pid=greeting["pid"], started_at=_now())
-        return cls(spec, link, greeting["pid"], record)
+        return cls(spec, link, groups, record)
 
     def open(self, opening: Open, deadline_s: float) -> ChildRecord | Failure:
         """Load the model; the child's record so far, or why it could not. After anything but a record the child is ended."""
@@ -167,7 +168,9 @@ class Child:
         """End the child now if it has not ended, and leave nothing behind; how it ended."""
         self._witness.end_window()
         self._link.order(op="end", why="cancelled" if self._cancelled.is_set() else "killed")
-        return self._link.wait(LAST_WORD_S)
+        ending = self._link.wait(LAST_WORD_S)
+        self._groups.remove()  # the supervisor has done so, unless it was killed
+        return ending
 
     @property
     def is_alive(self) -> bool:

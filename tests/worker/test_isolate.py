@@ -188,6 +188,7 @@ def test_a_killed_supervisor_takes_the_child_with_it(tmp_path: Path) -> None:
         outcome = child.run(run(), deadline_s=60)
         assert isinstance(outcome, Fault) and "supervisor was killed" in outcome.message
         assert not is_running(child.pid)
+        assert not any(group.exists() for group in child._groups.all)
 
 
 def test_a_flood_of_junk_on_stdout_harms_nothing_and_secrets_are_not_kept(tmp_path: Path) -> None:
