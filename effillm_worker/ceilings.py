@@ -65,7 +65,7 @@ def _measure(device: DeviceDeclaration, settings: Settings, path: Path) -> dict[
         os.close(lock)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(measured))
-    event("ceiling.measured", device=device.id, **measured)
+    event("ceiling.measured", device=device.id, ceiling=measured)
     return measured
 
 

@@ -46,8 +46,9 @@ class Lab:
 
     def all_free(self) -> bool:
         """Every device may be leased, and the last warm child has ended."""
-        states = [of_device(self.engine, device_id).state for device_id in DEVICES]
-        return all(state is DeviceState.FREE for state in states) and not any(map(self.measuring, DEVICES))
+        devices = [device_id for device_id, node in DEVICES.items() if node in self.cluster.nodes]
+        states = [of_device(self.engine, device_id).state for device_id in devices]
+        return all(state is DeviceState.FREE for state in states) and not any(map(self.measuring, devices))
 
     def measuring(self, device_id: str) -> psutil.Process | None:
         """The process that measures on this device now."""
@@ -193,25 +194,6 @@ def test_a_second_fleet_stands_by_and_takes_over(lab: Lab) -> None:
     wait_state(lab.engine, job_id, JobState.MEASURED)
 
 
-def test_a_job_goes_to_another_device_of_its_class_when_its_node_is_lost(lab: Lab) -> None:
-    (job_id,) = submit(lab.engine, cell(hardware="t4", model=UNHURRIED))
-    held = wait_state(lab.engine, job_id, JobState.LEASED).device_id
-    assert held is not None
-    name = DEVICES[held]
-    until(f"a child on {held}", lambda: lab.measuring(held))
-    node = lab.cluster.nodes[name]
-    for process in [*psutil.Process(node.process.pid).children(recursive=True), psutil.Process(node.process.pid)]:
-        if "effillm_worker/supervisor.py" not in " ".join(process.cmdline()):
-            process.kill()
-    node.process.wait(10)
-    done = wait_state(lab.engine, job_id, JobState.MEASURED, within_s=75)
-    final = lab.attempts(job_id)[-1]
-    assert (final.fence, done.faults) == (done.result_fence, 1)
-    assert DEVICES[final.device_id] != name
-    until("the device is lost", lambda: of_device(lab.engine, held).state is DeviceState.LOST)
-    lab.cluster.start_node(name, NODES[name]).wait_for("node.ready")
-
-
 def test_one_warm_group_wastes_less_than_a_tenth_of_a_second_between_cells(lab: Lab) -> None:
     jobs = submit(lab.engine, *(cell(hardware="a100", batch_size=size) for size in range(1, 9)))
     for job_id in jobs:
@@ -235,3 +217,22 @@ def test_nothing_of_ours_runs_as_another_process_than_the_cluster_knows(lab: Lab
         if not roots & {process.pid, *(parent.pid for parent in process.parents())}
     ]  # fmt: skip
     assert strays == []
+
+
+def test_a_job_goes_to_another_device_of_its_class_when_its_node_is_lost(lab: Lab) -> None:
+    (job_id,) = submit(lab.engine, cell(hardware="t4", model=UNHURRIED))
+    held = wait_state(lab.engine, job_id, JobState.LEASED).device_id
+    assert held is not None
+    name = DEVICES[held]
+    until(f"a child on {held}", lambda: lab.measuring(held))
+    node = lab.cluster.nodes[name]
+    for process in [*psutil.Process(node.process.pid).children(recursive=True), psutil.Process(node.process.pid)]:
+        if "effillm_worker/supervisor.py" not in " ".join(process.cmdline()):
+            process.kill()
+    node.process.wait(10)
+    done = wait_state(lab.engine, job_id, JobState.MEASURED, within_s=75)
+    final = lab.attempts(job_id)[-1]
+    assert (final.fence, done.faults) == (done.result_fence, 1)
+    assert DEVICES[final.device_id] != name
+    until("the device is lost", lambda: of_device(lab.engine, held).state is DeviceState.LOST)
+    del lab.cluster.nodes[name]
