@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from effillm_worker import fingerprint, gpus
-from tests.support.fake_nvml import Board, FakeNvml
+from tests.support.fake_pynvml import Board, FakePynvml
 
 
 def box(root: Path, *, sockets: int, cores: int, siblings: int, caches: bool = True) -> Path:
@@ -116,13 +116,13 @@ def test_a_box_without_a_gpu_offers_its_processors(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_box_with_gpus_offers_its_processors_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeNvml([Board("NVIDIA A100-SXM4-40GB"), Board("Tesla T4")]).install(monkeypatch)
+    FakePynvml([Board("NVIDIA A100-SXM4-40GB"), Board("Tesla T4")]).install(monkeypatch)
     assert [device.hardware_class for device in fingerprint.detected("box1")] == ["a100", "t4"]
     assert [device.hardware_class for device in fingerprint.detected("box1", with_cpu=True)] == ["a100", "t4", "cpu"]
 
 
 def test_a_gpu_is_named_by_its_uuid_and_described_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeNvml([Board("NVIDIA GeForce RTX 4090", memory_bytes=24 * 2**30)]).install(monkeypatch)
+    FakePynvml([Board("NVIDIA GeForce RTX 4090", memory_bytes=24 * 2**30)]).install(monkeypatch)
     (device,) = fingerprint.detected("box1")
     assert (device.id, device.gpu_uuid, device.hardware_class) == ("GPU-0000", "GPU-0000", "rtx-4090")
     assert device.memory_bytes == 24 * 2**30
@@ -133,14 +133,14 @@ def test_a_gpu_is_named_by_its_uuid_and_described_by_the_driver(monkeypatch: pyt
 
 
 def test_what_a_board_does_not_support_is_unknown_and_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeNvml([Board("Tesla T4", unsupported=frozenset({"ecc", "power", "mig", "capability"}))]).install(monkeypatch)
+    FakePynvml([Board("Tesla T4", unsupported=frozenset({"ecc", "power", "mig", "capability"}))]).install(monkeypatch)
     (device,) = fingerprint.detected("box1")
     assert device.hardware.gpu is not None
     assert (device.hardware.gpu.ecc, device.hardware.gpu.power_limit_w, device.hardware.gpu.mig) == (None, None, None)
 
 
 def test_slices_of_a_partitioned_board_are_devices_of_a_class_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeNvml([Board("NVIDIA A100-SXM4-40GB", slices=("1g.5gb", "2g.10gb"))]).install(monkeypatch)
+    FakePynvml([Board("NVIDIA A100-SXM4-40GB", slices=("1g.5gb", "2g.10gb"))]).install(monkeypatch)
     devices = fingerprint.detected("box1")
     assert [device.hardware_class for device in devices] == ["a100-mig-1g.5gb", "a100-mig-2g.10gb"]
     assert len({device.gpu_uuid for device in devices}) == 2
@@ -153,18 +153,18 @@ def test_slices_of_a_partitioned_board_are_devices_of_a_class_of_their_own(monke
 def test_cuda_visible_devices_is_heeded(
     visible: str | None, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    FakeNvml([Board("Tesla T4")] * 3).install(monkeypatch)
+    FakePynvml([Board("Tesla T4")] * 3).install(monkeypatch)
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     assert [found.gpu.uuid for found in gpus.found(environment)] == [f"GPU-000{index}" for index in expected]
 
 
 def test_a_box_without_nvidias_driver_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeNvml([], has_driver=False).install(monkeypatch)
+    FakePynvml([], has_driver=False).install(monkeypatch)
     assert gpus.found({}) == ()
 
 
 def test_gpus_share_the_processors_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeNvml([Board("Tesla T4")] * 2).install(monkeypatch)
+    FakePynvml([Board("Tesla T4")] * 2).install(monkeypatch)
     monkeypatch.setattr(fingerprint, "processors", lambda: tuple(range(8)))
     assert [device.processors for device in fingerprint.detected("box1")] == [(0, 1, 2, 3), (4, 5, 6, 7)]
 
