@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from effillm_worker.weights import synthetic_folder, written_once
+from effillm_worker.weights import UNKNOWN_MODEL, synthetic_folder, written_once
 
 SEED = 20_240_229
 STANDARD_DEVIATION = 0.02
@@ -23,8 +23,13 @@ CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def main() -> int:
-    """Write the checkpoint that the JSON object on standard input describes."""
+    """Write the checkpoint that the JSON object on standard input describes; UNKNOWN_MODEL when transformers knows none."""
     job = json.load(sys.stdin)
+    try:
+        skeleton(job["architecture"])
+    except ValueError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return UNKNOWN_MODEL
     write(job["architecture"], job["model"], Path(job["cache_dir"]))
     return 0
 
@@ -39,10 +44,10 @@ def write(architecture: dict[str, Any], model: str, cache_dir: Path) -> Path:
 
 
 def skeleton(architecture: dict[str, Any]) -> Any:
-    """The model on the meta device: every tensor's name and shape, no memory."""
+    """The model on the meta device: every tensor's name and shape, no memory. Raises ValueError for an unknown model type."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(architecture["model_type"], **_plain(architecture))
+    config = AutoConfig.for_model(str(architecture.get("model_type")), **_plain(architecture))
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 

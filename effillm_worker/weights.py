@@ -25,6 +25,7 @@ from effillm_worker.engines.base import LoadRequest, Unsupported
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".msgpack", ".h5")
 SYNTHETIC_FORMAT = 1
+UNKNOWN_MODEL = 3  # exit code of the process that writes synthetic weights
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def local_folder(model: str, model_root: str | None) -> Path | None:
 def synthetic(architecture: dict[str, Any], model: str, cache_dir: Path) -> Path:
     """Folder of a safetensors checkpoint of this architecture with random weights, written once and shared by processes.
 
-    A process of its own writes it: this one's memory is about to be measured.
+    A process of its own writes it: this one's memory is about to be measured. Raises Unsupported, SyntheticFailed.
     """
     folder = synthetic_folder(architecture, model, cache_dir)
     if not folder.is_dir():
@@ -82,7 +83,9 @@ def synthetic(architecture: dict[str, Any], model: str, cache_dir: Path) -> Path
             [sys.executable, "-m", "effillm_worker.synthetic"], input=job, text=True, capture_output=True, check=False
         )
         if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
+            if done.returncode == UNKNOWN_MODEL:
+                raise Unsupported(f"transformers in this runtime loads no causal language model {model}: {last}")
             raise SyntheticFailed(f"writing the synthetic weights of {model} failed: {last}")
     return folder
 

@@ -38,8 +38,13 @@ class Int4:
         state = getattr(parameter, "quant_state", None)
         if state is None:
             return packed
-        scales = base.plain(state.absmax).bytes + base.plain(state.code).bytes
-        return base.Stored(math.prod(state.shape), packed.bytes + scales)
+        return base.Stored(math.prod(state.shape), packed.bytes + _scales(state))
+
+
+def _scales(state: Any) -> int:
+    """Bytes of scales and code book; with double quantization those of the scales' own scales too."""
+    own = base.plain(state.absmax).bytes + base.plain(state.code).bytes
+    return own + (_scales(state.state2) + base.plain(state.offset).bytes if state.nested else 0)
 
 
 INT4 = Int4()

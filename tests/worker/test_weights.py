@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -133,12 +132,12 @@ def test_rubbish_of_a_killed_writer_is_removed(tmp_path: Path) -> None:
 
 def test_synthetic_source_is_written_by_another_process_and_then_shared(tmp_path: Path) -> None:
     first = source(request(tmp_path, architecture=TINY_NEOX))
-    stamp = os.stat(Path(first.location) / "config.json").st_mtime_ns
+    stamp = (Path(first.location) / "config.json").stat().st_mtime_ns
     second = source(request(tmp_path, architecture=TINY_NEOX))
     assert first == second
     assert first.synthetic
     assert first.options["local_files_only"]
-    assert os.stat(Path(second.location) / "config.json").st_mtime_ns == stamp
+    assert (Path(second.location) / "config.json").stat().st_mtime_ns == stamp
 
 
 def test_local_folder_is_found_below_the_model_root_only(tmp_path: Path) -> None:

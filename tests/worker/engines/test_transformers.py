@@ -1,0 +1,174 @@
+"""The engine in this process, on one tiny model; what needs a process of its own is in test_child.py."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from effillm_server import catalog
+from effillm_worker.engines.base import LoadRequest, Unsupported
+from effillm_worker.engines.transformers import TransformersEngine
+from tests.support.child import TINY_NEOX
+from tests.support.fake_engine import cell
+
+
+def start(cache: Path, **changes: Any) -> tuple[TransformersEngine, LoadRequest]:
+    keys = ("architecture", "model_root")
+    given = {"architecture": TINY_NEOX} | {key: changes.pop(key) for key in keys if key in changes}
+    request = LoadRequest(cell=cell(**changes), threads=1, device="cpu", cache_dir=str(cache), **given)
+    engine = TransformersEngine()
+    engine.start(request)
+    return engine, request
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def engine(cache: Path) -> Iterator[TransformersEngine]:
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made, request = start(cache)
+        made.load(request)
+    yield made
+    torch.set_num_threads(threads)
+
+
+def generate(engine: TransformersEngine, prompts: list[list[int]], tokens: int) -> tuple[list[Any], Any]:
+    """Marks of one generation, and the token ids generate returned."""
+    marks: list[Any] = []
+    returned: list[Any] = []
+    original = engine._model.generate
+
+    def keeping(**arguments: Any) -> Any:
+        returned.append(original(**arguments))
+        return returned[-1]
+
+    engine._model.generate = keeping
+    try:
+        engine.generate(engine.batch(prompts), tokens, lambda: marks.append(engine.mark()))
+    finally:
+        engine._model.generate = original
+    return marks, returned[0]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 9])
+def test_generates_exactly_n_tokens_and_marks_each(engine: TransformersEngine, tokens: int) -> None:
+    marks, ids = generate(engine, [[5, 6, 7]] * 3, tokens)
+    assert ids.shape == (3, 3 + tokens)
+    assert len(marks) == tokens
+    assert marks == sorted(marks)
+
+
+def test_end_of_sequence_token_ends_nothing(engine: TransformersEngine) -> None:
+    """The model is made to prefer its end-of-sequence token at every step, and goes on."""
+    head = engine._model.embed_out if hasattr(engine._model, "embed_out") else engine._model.lm_head
+    with torch.no_grad():
+        kept = head.weight.clone()
+        head.weight.zero_()
+    try:
+        marks, ids = generate(engine, [[5, 6, 7]], 6)
+        assert ids[0, 3:].tolist() == [0] * 6
+        assert engine._config.eos_token_id == 0
+        assert len(marks) == 6
+    finally:
+        with torch.no_grad():
+            head.weight.copy_(kept)
+
+
+def test_same_tokens_as_a_loop_without_cache_or_generate(engine: TransformersEngine) -> None:
+    prompt = [5, 6, 7, 8]
+    _, ids = generate(engine, [prompt], 5)
+    expected = list(prompt)
+    with torch.no_grad():
+        for _ in range(5):
+            logits = engine._model(torch.tensor([expected])).logits
+            expected.append(int(logits[0, -1].argmax()))
+    assert ids[0].tolist() == expected
+
+
+def test_padding_on_the_left_changes_no_token(engine: TransformersEngine) -> None:
+    _, alone = generate(engine, [[5, 6, 7]], 4)
+    _, padded = generate(engine, [[5, 6, 7], [9, 10, 11, 12, 13]], 4)
+    assert padded[0, -4:].tolist() == alone[0, -4:].tolist()
+    assert engine.batch([[5, 6, 7], [9, 10, 11, 12, 13]]).prompt_tokens == 8
+
+
+def test_loaded_model_is_counted_from_its_tensors(engine: TransformersEngine) -> None:
+    described = engine._describe()
+    expected = sum(parameter.numel() for parameter in engine._model.parameters())
+    assert described.parameters == expected
+    assert described.weight_bytes == 4 * expected
+    assert described.bits_per_weight == 32.0
+    assert described.dtype == "float32"
+    assert described.kernels == {"Embedding": 1, "LayerNorm": 5, "Linear": 9}
+
+
+def test_cache_prediction_is_the_size_of_the_real_cache(engine: TransformersEngine) -> None:
+    with torch.no_grad():
+        cache = engine._model(torch.ones(2, 11, dtype=torch.long), use_cache=True).past_key_values
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert engine.kv_cache_bytes(2, 11) == held
+
+
+def test_grouped_heads_make_the_predicted_cache_smaller(cache: Path) -> None:
+    llama = {
+        "model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    engine, request = start(cache, architecture=llama, model="lab/llama", quantization="bf16", dtype="bfloat16")
+    assert engine.load(request).bits_per_weight == 16.0
+    assert engine.kv_cache_bytes(3, 10) == 2 * 2 * 2 * 8 * 10 * 3 * 2
+
+
+def test_ordinary_tokens_leave_out_the_special_ones(engine: TransformersEngine) -> None:
+    assert set(engine.ordinary_tokens()) == set(range(1, 512))
+
+
+def test_synthetic_weights_read_text_by_the_catalogs_tokenizer(engine: TransformersEngine) -> None:
+    texts = [prompt.render() for prompt in catalog.load().workloads["short-qa"].prompts[:3]]
+    encoded = engine.encode(texts)
+    assert [len(tokens) > 3 for tokens in encoded] == [True] * 3
+    assert all(0 <= token < 512 for tokens in encoded for token in tokens)
+    assert engine.encode(texts) == encoded
+
+
+def test_context_window_is_the_models(engine: TransformersEngine) -> None:
+    assert engine.context_window() == 128
+
+
+def test_framework_says_how_it_was_built_and_set(cache: Path) -> None:
+    engine = TransformersEngine()
+    request = LoadRequest(cell=cell(), threads=1, device="cpu", cache_dir=str(cache), architecture=TINY_NEOX)
+    environment = engine.start(request)
+    assert environment.threads["intra_op"] == torch.get_num_threads() == 1
+    assert environment.threads["inter_op"] == torch.get_num_interop_threads() == 1
+    assert environment.blas
+
+
+def test_local_folder_is_loaded_by_the_same_path(cache: Path, tmp_path: Path, engine: TransformersEngine) -> None:
+    folder = tmp_path / "lab" / "mine"
+    engine._model.save_pretrained(folder)
+    mine, request = start(cache, model="lab/mine", weights="pretrained", model_root=str(tmp_path), architecture=None)
+    assert mine.load(request).parameters == engine._describe().parameters
+    assert generate(mine, [[5, 6, 7]], 4)[1].tolist() == generate(engine, [[5, 6, 7]], 4)[1].tolist()
+
+
+def test_model_that_is_no_causal_language_model_is_unsupported(cache: Path) -> None:
+    with pytest.raises(Unsupported, match="no causal language model lab/clip"):
+        start(cache, architecture={"model_type": "clip"}, model="lab/clip")
+
+
+def test_unload_forgets_the_model(cache: Path) -> None:
+    engine, request = start(cache)
+    engine.load(request)
+    engine.unload()
+    assert not hasattr(engine, "_model")
