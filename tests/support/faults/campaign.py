@@ -1,0 +1,287 @@
+"""A seeded campaign: faults in random order on a lab that is at work, then quiet, then the invariants, then a table.
+
+    python -m tests.support.faults.campaign --faults 220 --jobs 2000 --seed 7 --logs build/faults
+
+The schedule (which fault after which, when, targets and doses by the same dice) follows from the seed; the machine's own
+timing does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sqlalchemy
+
+from tests.support.faults import invariants
+from tests.support.faults.faults import FAULTS, Field, Kind
+from tests.support.faults.invariants import Findings
+from tests.support.faults.lab import Lab, Plan, lab
+from tests.support.faults.recovery import Recovery
+from tests.support.faults.workload import CLASSES, Client, Definitions
+
+AT_ONCE = 3
+GONE_WITHIN_S = 15.0
+FULL = Plan(
+    {"head": (), "a": ("t4:2",), "b": ("t4:1", "a100:1"), "c": ("rtx-4090:1",)}, behind_cable="c",
+)  # fmt: skip
+# Sweeps of models that break by themselves; hanging ones hold a device until their deadline, so there are few.
+DECLARED = (
+    ("simulated/crash", "simulated/exit", "simulated/fail"),
+    ("simulated/oom-above-300", "simulated/host-oom-above-300", "simulated/unsupported"),
+    ("simulated/oom-above-300", "simulated/crash", "simulated/flood"),
+)
+DECLARED_LONG = ("simulated/stall", "simulated/orphan", "simulated/ignore-term")
+
+
+@dataclass
+class Outcome:
+    """What a campaign found."""
+
+    seed: int
+    seconds: float = 0.0
+    recoveries: list[tuple[str, float]] = field(default_factory=list)
+    not_recovered: list[str] = field(default_factory=list)
+    late_trees: list[str] = field(default_factory=list)
+    findings: Findings = field(default_factory=Findings)
+    jobs: dict[str, int] = field(default_factory=dict)
+    declared: list[tuple[str, str, int, float]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        return not (any(self.findings.counts.values()) or self.not_recovered or self.late_trees or self.problems)
+
+
+def run(
+    lab: Lab, schedule: Sequence[str], jobs: int, seed: int, *, long: bool = True, say: bool = True, real: int = 2
+) -> Outcome:
+    """Inject the schedule while at least `jobs` jobs go through, wait for quiet, check."""
+    began, outcome, client = time.monotonic(), Outcome(seed), Client(lab.api)
+    declared_classes = {offer.partition(":")[0] for offers in lab.plan.nodes.values() for offer in offers}
+    classes = tuple(name for name in CLASSES if name in declared_classes)
+    work = Work(lab, client, Definitions(seed, classes))
+    work.begin(long=long, real=real)
+    try:
+        lab.wait("every device is at work", lambda: work.devices_at_work() >= len(lab.device_ids()), 120)
+        on = Field(lab, client, Definitions(seed + 1, classes), random.Random(seed + 2), set())
+        _inject(on, schedule, outcome, work, say=say)
+        while work.total < jobs:
+            work.top_up()
+            lab.tend()
+            time.sleep(0.1)
+        _quiet(lab, client, outcome)
+        _judge(lab, client, outcome)
+    finally:
+        client.close()
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+def schedule(times: int, seed: int, kinds: Sequence[str] | None = None) -> list[str]:
+    """`times` faults in random order, of these kinds by their weights; each kind that is meant to occur does."""
+    chosen = {name: FAULTS[name] for name in (kinds or FAULTS)}
+    total = sum(kind.times for kind in chosen.values())
+    order = [name for name, kind in chosen.items() for _ in range(max(1, round(kind.times * times / total)))]
+    random.Random(seed).shuffle(order)
+    return order
+
+
+class Work:
+    """Keeps enough jobs waiting that every device is always busy."""
+
+    def __init__(self, lab: Lab, client: Client, definitions: Definitions) -> None:
+        self._lab = lab
+        self._client = client
+        self._definitions = definitions
+        self._looked = 0.0
+
+    @property
+    def total(self) -> int:
+        return sum(one.total for one in self._client.accepted.values())
+
+    def begin(self, *, long: bool, real: int) -> None:
+        for models in DECLARED:
+            self._client.send(self._definitions.with_faults(models))
+        for model in DECLARED_LONG if long else ():
+            self._client.send(self._definitions.one_cell(model))
+        for _ in range(real):
+            self._client.send(self._definitions.real())
+        self._client.send(self._definitions.ordinary())
+
+    def devices_at_work(self) -> int:
+        self.top_up()
+        return int(str(self._lab.database.scalar("SELECT count(DISTINCT device_id) FROM attempt")))
+
+    def top_up(self) -> None:
+        if self._client.is_busy or time.monotonic() - self._looked < 0.5:
+            return
+        self._looked = time.monotonic()
+        try:
+            rows = self._lab.database.read(
+                "SELECT hardware, count(*) FROM job WHERE state = 'pending' GROUP BY hardware"
+            )
+        except sqlalchemy.exc.DBAPIError:
+            return
+        waiting = {str(row[0]): int(row[1]) for row in rows}  # type: ignore[call-overload]
+        if any(waiting.get(name, 0) < 12 for name in self._definitions.classes):
+            self._client.send(self._definitions.ordinary())
+
+
+def _inject(on: Field, schedule: Sequence[str], outcome: Outcome, work: Work, *, say: bool) -> None:
+    waiting, open_, next_at = list(schedule), list[Recovery](), 0.0
+    tries: dict[str, int] = defaultdict(int)
+    while waiting or open_:
+        on.lab.tend()
+        work.top_up()
+        open_ = [one for one in open_ if not _is_over(one, outcome, say=say)]
+        on.taken = {name for one in open_ for name in one.touches} | ({"alone"} if _alone(open_) else set())
+        if waiting and time.monotonic() >= next_at and _may(waiting[0], open_, on):
+            name = waiting.pop(0)
+            kind = FAULTS[name]
+            recovery = _attempt(kind, on) if kind.needs(on.lab) else None
+            if recovery is not None:
+                recovery.kind, recovery.alone = name, kind.alone
+                open_.append(recovery)
+                next_at = time.monotonic() + on.dice.uniform(0.3, 2.0)
+            elif kind.needs(on.lab) and tries[name] < 200:
+                # Its target is not there right now: something else first.
+                tries[name] += 1
+                waiting.insert(min(len(waiting), on.dice.randrange(1, 4)), name)
+                next_at = time.monotonic() + 0.2
+            else:
+                outcome.counts[f"not possible here: {name}"] = outcome.counts.get(f"not possible here: {name}", 0) + 1
+        time.sleep(0.05)
+
+
+def _attempt(kind: Kind, on: Field) -> Recovery | None:
+    try:
+        return kind.inject(on)
+    except sqlalchemy.exc.DBAPIError:
+        return None  # it wanted to look at a ledger that is away
+
+
+def _may(name: str, open_: list[Recovery], on: Field) -> bool:
+    if not open_:
+        return True
+    if FAULTS[name].alone or _alone(open_):
+        return False
+    service = {"fleet": "fleet", "fleets": "fleet", "fleet-stop": "fleet", "fleet-database": "fleet", "api": "api",
+               "api-database": "api"}.get(name)  # fmt: skip
+    return len(open_) < AT_ONCE and service not in on.taken and not any(one.kind == name for one in open_ if one.lasts)
+
+
+def _alone(open_: list[Recovery]) -> bool:
+    return any(one.alone for one in open_)
+
+
+def _is_over(recovery: Recovery, outcome: Outcome, *, say: bool) -> bool:
+    if recovery.is_over():
+        seconds = recovery.seconds
+        outcome.recoveries.append((recovery.name, seconds))
+        if recovery.doomed and recovery.gone_s is not None and recovery.gone_s > GONE_WITHIN_S:
+            outcome.late_trees.append(f"{recovery.name}: its processes lived for {recovery.gone_s:.1f} s")
+        if say:
+            print(f"  {len(outcome.recoveries):4} {recovery.name}: {seconds:.1f} s", flush=True)
+        return True
+    if recovery.seconds > recovery.limit_s:
+        outcome.not_recovered.append(f"{recovery.name} ({', '.join(sorted(recovery.touches))}) after {recovery.limit_s:g} s")
+        if say:
+            print(f"  !!!! {outcome.not_recovered[-1]}", flush=True)
+        return True
+    return False
+
+
+def _quiet(lab: Lab, client: Client, outcome: Outcome, within_s: float = 420.0) -> None:
+    """Returns when every submission is answered, every job has ended and every device is free, or time is up."""
+
+    def is_quiet() -> bool:
+        if client.is_busy:
+            return False
+        try:
+            left = lab.database.scalar("SELECT count(*) FROM job WHERE state IN ('pending', 'leased')")
+            busy = lab.database.scalar("SELECT count(*) FROM device WHERE state <> 'free'")
+            open_ = lab.database.scalar("SELECT count(*) FROM sweep WHERE finished_at IS NULL")
+        except sqlalchemy.exc.DBAPIError:
+            return False
+        # A device is free a moment before its warm child has been put away.
+        return (left, busy, open_) == (0, 0, 0) and not invariants.orphans(invariants.witnessed(lab.witness_dir))
+
+    try:
+        lab.wait("the lab is quiet", is_quiet, within_s)
+    except AssertionError as error:
+        outcome.problems.append(str(error))
+
+
+def _judge(lab: Lab, client: Client, outcome: Outcome) -> None:
+    spools = [lab.folder / "data" / name / "spool" for name in lab.plan.nodes]
+    with lab.database.engine.connect() as c:
+        outcome.findings = invariants.check(c, client.accepted, lab.witness_dir, lab.lock_dir, spools)
+        outcome.jobs = {str(state): int(n) for state, n in c.execute(
+            sqlalchemy.text("SELECT state, count(*) FROM job GROUP BY state ORDER BY state"))}  # fmt: skip
+        outcome.declared = [tuple(row) for row in c.execute(sqlalchemy.text(
+            "SELECT coalesce(t.reason, t.outcome), t.outcome, count(*), percentile_disc(0.5) WITHIN GROUP"
+            " (ORDER BY extract(epoch FROM t.ended_at - t.started_at)) FROM attempt t WHERE t.ended_at IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC"))]  # fmt: skip
+        outcome.counts["late outcomes refused and kept"] = int(
+            c.execute(sqlalchemy.text("SELECT count(*) FROM rejected_outcome")).scalar_one()
+        )
+    outcome.counts["answers withheld"] = sum(link.answers_withheld for link in lab.proxy.links.values())
+    outcome.counts["notifications dropped"] = sum(link.notifications_dropped for link in lab.proxy.links.values())
+    outcome.counts["submissions repeated"] = sum(one.requests > 1 for one in client.sent)
+    outcome.problems += client.problems
+
+
+def report(outcome: Outcome) -> str:
+    """The campaign as a table."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for name, seconds in outcome.recoveries:
+        times[name].append(seconds)
+    width = max(map(len, times), default=5)
+    lines = [f"{'fault':{width}}  times  recovered in s: median  worst"]
+    lines += [
+        f"{name:{width}}  {len(found):5}  {statistics.median(found):22.1f}  {max(found):5.1f}"
+        for name, found in sorted(times.items(), key=lambda item: -len(item[1]))
+    ]
+    lines += ["", "attempts: " + ", ".join(f"{reason} {n} (median {seconds:.1f} s)" for reason, _, n, seconds in outcome.declared)]
+    lines += ["jobs: " + ", ".join(f"{state} {n}" for state, n in outcome.jobs.items())]
+    lines += ["seen: " + ", ".join(f"{name} {n}" for name, n in outcome.counts.items())]
+    lines += [
+        f"seed {outcome.seed}: {len(outcome.recoveries)} faults over {sum(outcome.jobs.values())} jobs in {outcome.seconds:.0f} s",
+        "acceptance: " + ", ".join(f"{name} {n}" for name, n in outcome.findings.counts.items())
+        + f", not recovered {len(outcome.not_recovered)}, trees that lived on {len(outcome.late_trees)}",
+    ]  # fmt: skip
+    lines += [f"FAILED {line}" for line in
+              (*outcome.findings.sentences, *outcome.not_recovered, *outcome.late_trees, *outcome.problems)]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--faults", type=int, default=220)
+    parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--only", nargs="*", choices=list(FAULTS))
+    parser.add_argument("--short", action="store_true", help="no jobs that hang until their deadline, none that are real")
+    parser.add_argument("--logs", type=Path)
+    arguments = parser.parse_args()
+    order = schedule(arguments.faults, arguments.seed, arguments.only)
+    print(f"seed {arguments.seed}: {len(order)} faults", flush=True)
+    plan = Plan(FULL.nodes, FULL.fleets, FULL.ttl_s, arguments.seed, FULL.behind_cable)
+    with lab(plan, arguments.logs) as built:
+        outcome = run(
+            built, order, arguments.jobs, arguments.seed, long=not arguments.short, real=0 if arguments.short else 2
+        )
+    print(report(outcome))
+    return 0 if outcome.is_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

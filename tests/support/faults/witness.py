@@ -1,0 +1,98 @@
+"""The interpreter of the runtime `witnessed`: an ordinary measuring child that also keeps a log of its own.
+
+The log tells what no database row can: which processes really were on a device at one time. Each device has one
+append-only file; a child writes when it begins and around every cell, by the machine's monotonic clock, and when it
+begins it looks whether any earlier child of its device still lives. Two children that overlap are therefore found by the
+later one, however the earlier one ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+MODULE = "effillm_worker"
+
+
+def main(folder: str) -> None:
+    """Run the module named by `-m` as an interpreter would, and keep the log."""
+    if sys.argv[1:3] != ["-m", MODULE]:
+        raise SystemExit(f"expected -m {MODULE}, found {sys.argv[1:]}")
+    device = Path.cwd().name  # the actor gives every device a working directory of its own name
+    log = Log(Path(folder) / f"{device}.jsonl", os.environ.get("EFFILLM_CHILD", ""))
+    log.write("begin", pid=os.getpid(), started=started(os.getpid()), beside=log.living())
+    _witness_cells(log)
+    sys.argv = [MODULE]
+    try:
+        runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
+    finally:
+        log.write("end")
+
+
+def _witness_cells(log: Log) -> None:
+    from effillm_worker.measure import session
+
+    measure = session.measure
+
+    def witnessed(engine: Any, channel: Any, run: Any, **options: Any) -> Any:
+        digest = run.cell.digest(run.plan)
+        log.write("cell_begin", digest=digest)
+        try:
+            return measure(engine, channel, run, **options)
+        finally:
+            log.write("cell_end", digest=digest)
+
+    session.measure = witnessed
+
+
+class Log:
+    """One device's append-only file; a line is written whole or not at all."""
+
+    def __init__(self, path: Path, child: str) -> None:
+        self._path = path
+        self._child = child
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def write(self, kind: str, **fields: Any) -> None:
+        line = {"kind": kind, "device": self._path.stem, "child": self._child, "ns": time.monotonic_ns()} | fields
+        os.write(self._file, (json.dumps(line) + "\n").encode())
+
+    def living(self) -> list[str]:
+        """Earlier children of this device that still run."""
+        found = []
+        for text in self._path.read_text().splitlines():
+            line = json.loads(text)
+            if line["kind"] == "begin" and line["child"] != self._child and is_living(line["pid"], line["started"]):
+                found.append(line["child"])
+        return found
+
+
+def started(pid: int) -> int | None:
+    """When the process began, in ticks since the machine's start: with it a process id names one process for ever."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError):
+        return None
+
+
+def is_living(pid: int, since: int) -> bool:
+    """Whether this very process still has memory of its own; one on its way out gives that up before its descriptors."""
+    try:
+        return started(pid) == since and bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
+def interpreter(path: Path, folder: Path) -> Path:
+    """An executable at `path` that stands for an interpreter and logs into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"#!{sys.executable}\nimport sys\nfrom tests.support.faults.witness import main\nmain({str(folder)!r})\n"
+    )
+    path.chmod(0o755)
+    return path
