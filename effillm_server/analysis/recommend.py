@@ -11,6 +11,7 @@ from effillm_server.analysis.cells import Cell, cells, select, slices
 from effillm_server.analysis.differences import holm
 from effillm_server.analysis.efficiency import KEEPS_SHARE, cost
 from effillm_server.analysis.facts import Facts
+from effillm_server.analysis.filters import matching
 from effillm_server.analysis.pareto import Goal, pareto
 from effillm_server.analysis.ratios import cell_ratio, ratio
 from effillm_server.analysis.words import number, plural, slice_text
@@ -88,12 +89,10 @@ def recommend(
     limits, known = constraints or Constraints(), facts or Facts()
     selection = select(rows)
     known = known.with_sizes_of(selection.rows)
-    matching = [
-        row for row in selection.rows if all(row.get(axis) in allowed for axis, allowed in limits.where.items())
-    ]
-    if not matching:
+    chosen = matching(selection.rows, limits.where)
+    if not chosen:
         raise BadInput(f"no valid measured row to choose from{'; ' + selection.note if selection.note else ''}")
-    candidates = _candidates(cells(matching), known)
+    candidates = _candidates(cells(chosen), known)
     if aim == "multi-user":
         candidates = _keeping_speed(candidates, known)
     usable = [c for c in candidates if AIMS[aim].metric in c.values]

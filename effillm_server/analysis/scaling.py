@@ -51,7 +51,9 @@ def gather(law: Law, members: Sequence[Cell], facts: Facts) -> Points | None:
         estimate = cell.estimate(law.y)
         if x is None or estimate is None or estimate.value <= 0:
             continue
-        variance = MEMORY_RELATIVE_SD**2 if law.y == "memory_gb" else estimate.log_variance(facts)
+        # Two processes that agree by luck must not outweigh all others: the machine's noise is the least there is.
+        least = facts.process_sd**2 / estimate.processes
+        variance = MEMORY_RELATIVE_SD**2 if law.y == "memory_gb" else max(estimate.log_variance(facts), least)
         by_x.setdefault(x, []).append((estimate.value, variance, cell))
     if not by_x:
         return None

@@ -16,6 +16,7 @@ from effillm_server.analysis.facts import Facts
 from effillm_server.analysis.frontier import frontier
 from effillm_server.analysis.pareto import pareto
 from effillm_server.analysis.scaling import CURVED_P, batch_exponent_by_sequence, fits
+from effillm_server.analysis.variance import variance_components
 from effillm_server.analysis.words import number, plural, slice_text
 
 Row = Mapping[str, Any]
@@ -40,6 +41,7 @@ def analyse(rows: Iterable[Row], facts: Facts | None = None, *, include_invalid:
         "quantization": list(study.quantization),
         "cost": list(study.cost),
         "cliffs": found_cliffs,
+        "variance": variance_components(study.cells),
         "frontier": frontier(everything),
         "pareto": memory_throughput_front(study),
         "claims": checked,

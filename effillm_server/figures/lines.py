@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import altair as alt
@@ -12,10 +12,15 @@ from effillm_server.analysis.cells import label
 from effillm_server.analysis.efficiency import best_batches
 from effillm_server.analysis.laws import LAWS
 from effillm_server.analysis.scaling import MIN_POINTS, describe, gather, predict
+from effillm_server.errors import BadInput
 from effillm_server.figures import parts
 from effillm_server.figures.view import Options, Row, View, require, view
 
-TITLES = {"model": "model", "hardware": "hardware", "quantization": "precision"}
+TITLES = {
+    "model": "model", "hardware": "hardware", "quantization": "precision", "batch_size": "batch size",
+    "sequence_length": "sequence length", "generate_tokens": "tokens generated", "workload": "workload", "runtime": "runtime",
+    "engine": "engine",
+}  # fmt: skip
 X_TITLES = {
     "parameters": "model size (billion parameters)",
     "batch_size": "batch size b (sequences)",
@@ -43,13 +48,23 @@ class LineFigure:
     log_x: bool = True
 
     def draw(self, rows: Sequence[Row], options: Options) -> dict[str, Any]:
-        """Chart specification. Raises NotEnough below two points on any line."""
+        """Chart specification. Raises NotEnough below two points on every line, BadInput for a series it cannot draw."""
+        if options.series not in (None, self.series):
+            return self._with_series(str(options.series)).draw(rows, options)
         of, names, dropped = parts.fewer(self._view(rows, options), self.series)
         data = self._points(of)
         layers, notes = self._layers(of, names, data)
         caption = of.caption(parts.bars_mean(data, of.facts), *notes, dropped, parts.also_measured(of))
         chart = alt.layer(*layers).properties(width=options.width, height=options.height)
         return parts.finish(chart, self.number, self.title, caption, options, **parts.stands_on(of))
+
+    def _with_series(self, series: str) -> LineFigure:
+        """The same figure with a line per value of another axis."""
+        allowed = [axis for axis in TITLES if axis != self.x and not (axis == "model" and self.x == "parameters")]
+        if series not in allowed:
+            raise BadInput(f"no lines by {series!r} in this figure; there are {', '.join(allowed)}", field="series")
+        preferred = {axis: value for axis, value in self.preferred.items() if axis != series}
+        return replace(self, series=series, preferred=preferred)
 
     def _view(self, rows: Sequence[Row], options: Options) -> View:
         free = {self.x if self.x != "parameters" else "model", self.series}

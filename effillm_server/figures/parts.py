@@ -74,7 +74,8 @@ def in_order(of: Sequence[Cell], series: str, facts: Facts) -> list[str]:
     if series == "model":
         sized = {cell.model_label: facts.parameters.get(cell.axes["model"], math.inf) for cell in of}
         return sorted(sized, key=lambda name: (sized[name], name))
-    return sorted({series_value(cell, series) for cell in of})
+    present = {cell.axes[series] for cell in of}
+    return [str(value) for value in sorted(present, key=lambda v: (isinstance(v, str), v is None, v))]
 
 
 def fewer(of: View, series: str) -> tuple[View, list[str], str]:

@@ -172,8 +172,28 @@ def validity(rows: list[Row], study: Mapping[str, Any]) -> str:
         f"{plural(outliers, 'iteration')} marked as outliers and excluded from the statistics.</p>"
         + table(["verdict", "rows#"], [[tagged(v), n] for v, n in verdicts.items()])
         + "<h3>Reasons</h3>" + table(["reason", "rows#"], reasons.most_common())
+        + "<h3>Repeated cells: spread between and within processes</h3>" + _variance_table(study)
         + "<h3>Did not run</h3>" + table(["reason", "rows#"], list(refused.items())),
     )  # fmt: skip
+
+
+def _variance_table(study: Mapping[str, Any]) -> Raw:
+    columns = ["cell", "processes#", "between, sd#", "within, sd#", "share between#"]
+    lines = [
+        [
+            slice_text(e),
+            e["processes"],
+            _small(e["between_relative_sd"]),
+            _small(e["within_relative_sd"]),
+            percent(e["share_between"]),
+        ]
+        for e in study["variance"]
+    ]
+    return table(columns, lines, fold="all repeated cells")
+
+
+def _small(share: float) -> str:
+    return f"{share:.1%}"
 
 
 def hardware(rows: list[Row]) -> str:

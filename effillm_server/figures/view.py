@@ -9,6 +9,7 @@ from typing import Any
 
 from effillm_server.analysis.cells import Cell, Selection, cells, select
 from effillm_server.analysis.facts import Facts
+from effillm_server.analysis.filters import FILTERABLE, matching
 from effillm_server.analysis.rows import AXES
 from effillm_server.analysis.words import plural, slice_text
 from effillm_server.errors import BadInput
@@ -24,9 +25,13 @@ NARROWING = (
 
 @dataclass(frozen=True)
 class Options:
-    """How a figure is to be drawn. `filters` maps an axis to the values to keep, instead of the figure's own choice."""
+    """How a figure is to be drawn. `filters` maps an axis to the values to keep, instead of the figure's own choice.
+
+    `series`: the axis with a line per value, instead of the figure's own (figures with lines only).
+    """
 
     filters: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    series: str | None = None
     theme: str = "light"
     include_invalid: bool = False
     simulated: bool | None = None
@@ -84,12 +89,12 @@ def view(
     measured, else to the one with most cells, unless a filter says otherwise. Raises NotEnough when nothing is left.
     """
     for axis in options.filters:
-        if axis not in AXES:
-            raise BadInput(f"no axis {axis!r} to filter by; there are {', '.join(AXES)}", field=axis)
+        if axis not in FILTERABLE:
+            raise BadInput(f"no axis {axis!r} to filter by; there are {', '.join(FILTERABLE)}", field=axis)
     selection = select(rows, include_invalid=options.include_invalid, simulated=options.simulated)
     if not selection.rows:
         raise NotEnough(f"needs valid measured rows{'; ' + selection.note if selection.note else ''}")
-    kept = [row for row in selection.rows if all(row[axis] in allowed for axis, allowed in options.filters.items())]
+    kept = matching(selection.rows, options.filters)
     if not kept:
         asked = ", ".join(f"{axis} {' or '.join(map(str, values))}" for axis, values in options.filters.items())
         raise NotEnough(f"needs rows with {asked}; there are none")
