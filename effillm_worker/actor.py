@@ -71,8 +71,10 @@ class WorkerActor:
         event("actor.start", device=device_id, boot=self._who.boot_id, pid=os.getpid())
 
     def start(self, lease: dict[str, Any]) -> bool:
-        """Take a lease (as JSON) and return. False: busy with another one. The lease already held is taken as a repeat."""
+        """Take a lease (as JSON) and return. False: busy with another one, or done for. The lease already held is taken as a repeat."""
         wanted = Lease.model_validate(lease)
+        if not self._lane.is_alive():
+            return False
         with self._guard:
             held = self._lease
             if held is None:
@@ -174,6 +176,8 @@ class WorkerActor:
     def _outcome(self, lease: Lease) -> Outcome:
         try:
             return self._bench.measure(lease)
+        except Stopping:
+            raise
         except Exception as error:  # noqa: BLE001 - a job must not wait for its time-out because of our mistake
             event("cell.error", job=lease.job_id, fence=lease.fence, error=traceback.format_exc())
             self._bench.discard()

@@ -44,6 +44,7 @@ class Fleet:
         self._stopping = threading.Event()
         self._head_seen = clock()
         self._reaped = clock()
+        self._ray_fails = False
         self._was_active: bool | None = None
         self._missing: frozenset[str] = frozenset()
         self._checked: set[tuple[str, int | None]] = set()
@@ -70,12 +71,14 @@ class Fleet:
             event("fleet.active" if is_active else "fleet.standby")
             self._was_active = is_active
         if is_active:
+            self._ray_fails = False
             try:
                 self._serve()
             except SQLAlchemyError as error:
                 event("database.away", doing="tick", why=first_line(error))
             except Exception:  # noqa: BLE001 - the loop is the edge; Ray's own errors come in many kinds, the next turn tries again
                 event("tick.error", error=traceback.format_exc())
+                self._ray_fails = True
         return is_active
 
     def _serve(self) -> None:
@@ -152,8 +155,9 @@ class Fleet:
             event("lease.expired", job=job_id, fence=fence)
 
     def _has_head(self) -> bool:
-        """Whether Ray's head answered within the last minute. A driver that lost its head does not get it back."""
+        """Whether Ray's head answered within the last minute, us too. A driver that lost its head does not get it back, even
+        when another one listens there."""
         now = self._clock()
-        if self._pool.is_reachable():
+        if self._pool.is_reachable() and not self._ray_fails:
             self._head_seen = now
         return now - self._head_seen < HEAD_LOST_S

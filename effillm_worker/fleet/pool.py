@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from effillm_server.contract.job import Lease
+from effillm_server.errors import Unavailable
 from effillm_worker import head
 from effillm_worker.actor import WorkerActor
 from effillm_worker.fleet.offers import RESOURCE_PREFIX, Offer
@@ -19,6 +22,26 @@ NAMESPACE = "effillm"
 CONCURRENCY = 4
 # Actors answer in milliseconds; one that is just starting must not keep the others waiting.
 ANSWER_WITHIN_S = 0.1
+GROWN_UP_S = 120.0
+LONGEST_REST_S = 60.0
+
+
+@dataclass
+class _Births:
+    """When actors of one device were made: one that dies young is made again later and later, a box that lacks something
+    would otherwise start processes for ever."""
+
+    last: float | None = None
+    young_deaths: int = 0
+
+    def may_try(self, now: float) -> bool:
+        """Whether an actor may be made now; if so it counts as made."""
+        if self.last is not None and now - self.last < min(2.0**self.young_deaths, LONGEST_REST_S):
+            return False
+        lived_long = self.last is None or now - self.last >= GROWN_UP_S
+        self.young_deaths = 0 if lived_long else self.young_deaths + 1
+        self.last = now
+        return True
 
 
 class RayPool:
@@ -28,12 +51,23 @@ class RayPool:
         self._address = address
         self._actors: dict[str, Any] = {}
         self._asked: dict[str, Any] = {}
+        self._births: dict[str, _Births] = {}
 
     def connect(self) -> None:
-        """Become a driver of the cluster; this box must run a node of it."""
-        ray.init(
-            address=self._address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False, logging_level="ERROR"
-        )  # fmt: skip
+        """Become a driver of the cluster. Raises Unavailable where this box runs no node of it."""
+        try:
+            ray.init(
+                address=self._address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                configure_logging=False,
+                logging_level="ERROR",
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise Unavailable(
+                f"the fleet cannot join the Ray cluster at {self._address} ({_one_line(error)}): it needs a node on its own box, "
+                "`effillm node --address HOST:PORT --no-devices` if nothing else runs here"
+            ) from error
 
     def close(self) -> None:
         """Leave the cluster; the actors stay."""
@@ -77,11 +111,15 @@ class RayPool:
     def _actor(self, offer: Offer) -> Any | None:
         """The device's actor: known, found by its name, or made now; None while an old one's name is still taken."""
         if offer.device_id not in self._actors:
-            found = _named(offer) or _made(offer)
+            found = _named(offer) or self._make(offer)
             if found is None:
                 return None
             self._actors[offer.device_id] = found
         return self._actors[offer.device_id]
+
+    def _make(self, offer: Offer) -> Any | None:
+        births = self._births.setdefault(offer.device_id, _Births())
+        return _made(offer) if births.may_try(time.monotonic()) else None
 
     def _answer(self, device_id: str) -> dict[str, Any] | None:
         question = self._asked[device_id]
@@ -94,7 +132,7 @@ class RayPool:
         except ActorUnavailableError:
             return None
         except RayActorError as error:
-            event("actor.gone", device=device_id, why=_cause(error))
+            event("actor.gone", device=device_id, why=_one_line(error))
             self._forget(device_id)
             return None
         return answer
@@ -138,7 +176,6 @@ def _offer(resource: str) -> Offer:
     return Offer(device_id, hardware_class)
 
 
-def _cause(error: RayActorError) -> str:
-    """The first lines of what Ray says about a dead actor, which may go on with its whole log."""
-    kind = "died" if isinstance(error, ActorDiedError) else "failed"
-    return f"{kind}: {' '.join(str(error).split())[:300]}"
+def _one_line(error: Exception) -> str:
+    """The beginning of what Ray says, which may go on with a whole log."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -211,8 +211,8 @@ def test_an_absent_database_makes_a_fleet_stand_by_and_go_on_afterwards(
     assert len(pool.started) == 1
 
 
-def test_an_error_of_rays_does_not_end_the_fleet(
-    fleet: Fleet, pool: FakePool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_error_of_rays_ends_the_fleet_only_when_it_lasts(
+    fleet: Fleet, pool: FakePool, clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken() -> dict[str, Offer]:
         raise RuntimeError("the table of nodes cannot be read")
@@ -220,3 +220,10 @@ def test_an_error_of_rays_does_not_end_the_fleet(
     monkeypatch.setattr(pool, "offers", broken)
     assert fleet.tick()
     assert "the table of nodes cannot be read" in str(events(capsys, "tick.error")[0]["error"])
+    clock.now = HEAD_LOST_S - 1
+    assert fleet._has_head()
+    clock.now = HEAD_LOST_S
+    assert not fleet._has_head()
+    monkeypatch.undo()
+    assert fleet.tick()
+    assert fleet._has_head()
