@@ -42,7 +42,9 @@ class Snapshot:
 Show = Callable[[Snapshot], None]
 
 
-def follow(client: Client, sweep_id: str, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def follow(
+    client: Client, sweep_id: str, tick: Callable[[], None] = lambda: None, interval_s: float = INTERVAL_S
+) -> dict[str, Any]:
     """The sweep once it is over. `tick` is called between looks and may raise to end the watching."""
     away_since: float | None = None
     with display() as show:
@@ -61,7 +63,7 @@ def follow(client: Client, sweep_id: str, tick: Callable[[], None] = lambda: Non
                 show(snapshot)
                 if snapshot.is_over:
                     return snapshot.sweep
-            time.sleep(INTERVAL_S)
+            time.sleep(interval_s)
 
 
 def look(client: Client, sweep_id: str) -> Snapshot:

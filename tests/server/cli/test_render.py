@@ -6,7 +6,6 @@ import pytest
 
 from effillm_server.cli import tables
 from effillm_server.cli.render import interval, plain
-from effillm_server.cli.watch import Snapshot, again, doing, time_left
 
 
 def test_control_characters_from_elsewhere_do_not_reach_the_terminal() -> None:
@@ -40,22 +39,6 @@ def test_a_tally_names_only_the_states_there_are() -> None:
 def test_an_empty_list_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     tables.sweeps([])
     assert capsys.readouterr().out == "no sweeps yet: submit one with `effillm submit FILE`\n"
-
-
-def test_what_is_running_is_told_before_what_waits() -> None:
-    assert doing(Snapshot(sweep("x"), ("a on cpu",), None)) == "now: a on cpu"
-    assert doing(Snapshot(sweep("x"), (), "waiting for a device of class t4")) == "waiting for a device of class t4"
-
-
-def test_a_job_that_is_measured_once_more_says_why() -> None:
-    assert again({"remeasures": 1, "faults": 0}) == " (again, bad conditions 1 of at most 2 times)"
-    assert again({"remeasures": 0, "faults": 1}) == " (attempt 2 of 3)"
-    assert again({"remeasures": 0, "faults": 0}) == ""
-
-
-def test_time_left_follows_the_rate_seen_here() -> None:
-    assert time_left(0, 10, 5.0) is None
-    assert time_left(5, 10, 20.0) == 40.0
 
 
 def sweep(name: str) -> dict[str, object]:
