@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,9 @@ STYLES = {
     "failed": "red", "lost": "red", "invalid": "red",
     "cancelled": "dim", "pending": "dim",
 }  # fmt: skip
+
+
+WORD = re.compile(r"[:,]")
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -90,7 +94,7 @@ def print_facts(facts: Mapping[str, Any]) -> None:
 def cell(value: Any) -> Text:
     """A value as a cell: states in their colour, nothing interpreted."""
     text = plain(value)
-    return Text(text, style=STYLES.get(text, ""))
+    return Text(text, style=STYLES.get(WORD.split(text, maxsplit=1)[0], ""))
 
 
 def bytes_or_blank(value: Any) -> str:

@@ -14,6 +14,7 @@ from effillm_server.cli.render import (
     plain,
     print_facts,
     print_table,
+    say,
     seconds_or_blank,
 )
 
@@ -118,10 +119,23 @@ def results(rows: Iterable[Record]) -> None:
             interval(row, "throughput_tok_s"), seconds_or_blank(row.get("ttft_s_mean")), bytes_or_blank(row.get("ram_peak_bytes")),
         ]  # fmt: skip
         values += [bytes_or_blank(row.get("vram_peak_bytes"))] * has_vram + [row.get("hardware")] * has_hardware
-        verdict = row.get("verdict") or row.get("reason")
-        return [*values, f"{verdict}, simulated" if row.get("simulated") else verdict]
+        return [*values, verdict(row)]
 
     print_table(columns, map(line, rows), empty="no results yet")
+    doubtful = sum(row.get("verdict") == "invalid" for row in rows)
+    if doubtful:
+        say(
+            f"{doubtful} of {len(rows)} rows were measured under bad conditions each time and are invalid: "
+            "let the machine do nothing else and measure them again"
+        )
+
+
+def verdict(row: Record) -> str:
+    """The verdict on a row with the codes of what speaks against it, or why there is no measurement."""
+    if row.get("verdict") is None:
+        return str(row.get("reason") or "")
+    codes = ", ".join(reason.partition(":")[0] for reason in row.get("verdict_reasons") or ())
+    return f"{row['verdict']}{': ' if codes else ''}{codes}{', simulated' if row.get('simulated') else ''}"
 
 
 def devices(records: Iterable[Record]) -> None:

@@ -41,6 +41,15 @@ def test_an_empty_list_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == "no sweeps yet: submit one with `effillm submit FILE`\n"
 
 
+def test_a_verdict_says_what_speaks_against_a_row() -> None:
+    assert (
+        tables.verdict({"verdict": "invalid", "verdict_reasons": ["other_load: they used 1.8 of 2 processors", "swap"]})
+        == "invalid: other_load, swap"
+    )
+    assert tables.verdict({"verdict": "valid", "verdict_reasons": [], "simulated": True}) == "valid, simulated"
+    assert tables.verdict({"verdict": None, "reason": "context_window"}) == "context_window"
+
+
 def sweep(name: str) -> dict[str, object]:
     counts = {"measured": 2, "infeasible": 1, "leased": 1, "pending": 0}
     return {
