@@ -4,7 +4,23 @@
 `recommend.recommend` chooses. `Facts.from_catalog()` brings sizes and prices.
 """
 
-from effillm_server.analysis.facts import Facts
-from effillm_server.analysis.study import analyse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from effillm_server.analysis.facts import Facts
+    from effillm_server.analysis.study import analyse
 
 __all__ = ["Facts", "analyse"]
+
+
+def __getattr__(name: str) -> Any:
+    """Looked up when first asked for: who only makes rows does not wait for scipy."""
+    if name == "Facts":
+        from effillm_server.analysis.facts import Facts
+
+        return Facts
+    if name == "analyse":
+        from effillm_server.analysis.study import analyse
+
+        return analyse
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,9 +7,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any, TextIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from effillm_server.analysis.rows import COLUMN_TYPES, COLUMNS
 
 # A spreadsheet runs a cell that begins like this as a formula; tab and carriage return hide one behind white space.
@@ -51,7 +48,11 @@ def to_json(rows: Iterable[Row], stream: TextIO, columns: Sequence[str] = COLUMN
 
 def to_parquet(rows: Iterable[Row], stream: IO[bytes], columns: Sequence[str] = COLUMNS) -> None:
     """Write `rows` as Parquet; every column has its type even where all of it is empty."""
-    schema = pa.schema([(column, _ARROW[COLUMN_TYPES.get(column, str)]) for column in columns])
+    import pyarrow as pa  # large, and needed for this format only
+    import pyarrow.parquet as pq
+
+    arrow = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list: pa.list_(pa.string())}
+    schema = pa.schema([(column, arrow[COLUMN_TYPES.get(column, str)]) for column in columns])
     batch: list[dict[str, Any]] = []
     with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
         for row in rows:
@@ -61,6 +62,3 @@ def to_parquet(rows: Iterable[Row], stream: IO[bytes], columns: Sequence[str] = 
                 batch = []
         if batch:
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
-
-
-_ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list: pa.list_(pa.string())}

@@ -9,7 +9,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
 
 LEVEL = 0.95
 PERCENTILES = (50, 90, 95, 99)
@@ -88,6 +87,8 @@ def median_rank(n: int, level: float = LEVEL) -> int | None:
     """
     if n < 1 or 1 - 2 * 0.5**n < level:
         return None
+    from scipy import stats  # takes a second to import; rows need it, starting does not
+
     rank = int(stats.binom.ppf((1 - level) / 2, n, 0.5))
     return rank if 1 - 2 * float(stats.binom.cdf(rank - 1, n, 0.5)) >= level else rank - 1
 
@@ -95,6 +96,8 @@ def median_rank(n: int, level: float = LEVEL) -> int | None:
 @lru_cache(maxsize=4096)
 def t_quantile(level: float, degrees: float) -> float:
     """Two-sided Student-t quantile: the half-width in standard errors of a `level` interval. Infinite degrees: the normal's."""
+    from scipy import special
+
     return float(
         special.stdtrit(degrees, (1 + level) / 2) if math.isfinite(degrees) else special.ndtri((1 + level) / 2)
     )

@@ -184,7 +184,7 @@ class SweepDefinition(Contract):
     engine: Axis[Engine] = (Engine.TRANSFORMERS,)
     runtime: Axis[Slug] = ("default",)
     measurement: MeasurementPlan = MeasurementPlan()
-    exclude: tuple[Exclusion, ...] = ()
+    exclude: Annotated[tuple[Exclusion, ...], Field(max_length=1000)] = ()
     priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
     visibility: Visibility = Visibility.LAB
     isolation: Isolation = Isolation.GROUP

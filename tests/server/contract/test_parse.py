@@ -180,6 +180,7 @@ def test_more_values_than_any_sweep_has_are_refused() -> None:
         ({"models": ["a/../b"]}, "models[0].id", "is not a model id"),
         ({"exclude": [{"quantisation": "int8"}]}, "exclude[0].quantisation", "Did you mean 'quantization'?"),
         ({"exclude": [{}]}, "exclude[0]", "an exclusion names at least one axis"),
+        ({"exclude": [{"batch_size": 1}] * 1001}, "exclude", "exclude: more than 1,000 values"),
         ({"measurement": {"iterations": 4}}, "measurement", "iterations is at least 5 for any result, found 4"),
         ({"measurement": {"warmup": 2}}, "measurement", "warmup is at least 3 iterations, found 2"),
         ({"measurement": {"iterations": {"min": 9, "max": 5}}}, "measurement.iterations", "min 9 is above max 5"),
