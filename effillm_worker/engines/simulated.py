@@ -2,7 +2,8 @@
 
 Everything it reports follows from the cell alone, so two runs agree to the nanosecond, and every record carries
 `simulated`. Time is virtual: a generation advances a clock of its own by a roofline of the declared hardware and really
-waits about a millisecond, so a cell is over in well under 0.2 s. Memory is the arithmetic of weights and cache against
+waits about a millisecond, so a cell is over in well under 0.2 s. A cell whose declared time exceeds its time limit is
+refused like any other. Memory is the arithmetic of weights and cache against
 the memory the catalog states for the hardware class.
 
 A model id `simulated/<fault>` declares a fault instead:

@@ -186,7 +186,7 @@ class TransformersEngine:
             kernels=kernels(self._model.modules()),
             details={
                 "class": type(self._model).__name__,
-                "attention": getattr(self._config, "_attn_implementation", None),
+                "attention": getattr(self._model.config, "_attn_implementation", None),
                 "buffer_bytes": sum(buffer.numel() * buffer.element_size() for buffer in self._model.buffers()),
             },
         )
@@ -273,4 +273,6 @@ def _quiet() -> Iterator[None]:
     logging.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.simplefilter("default")
+        for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
         yield

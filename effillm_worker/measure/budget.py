@@ -19,8 +19,8 @@ RECENT = 5
 class Budget:
     """Time left of `plan.time_limit_s`, and what iterations cost by those seen so far.
 
-    A measured iteration brings a first-token iteration with it, and one generation is kept for memory. Costs are wall
-    time between calls, so they hold everything an iteration costs, not only its timeline.
+    A measured iteration brings a first-token iteration with it, and one generation is kept for memory. Costs are the
+    timelines' own: what lies between two iterations is too short to matter.
     """
 
     plan: MeasurementPlan

@@ -70,7 +70,7 @@ class Session:
             if len(seconds) >= bounds.max or stopped_early:
                 self.warnings.append("unstable_warmup")
                 break
-            sample = self._iterate(Phase.WARMUP, len(seconds), self.prompts.largest, bounds.max)
+            sample = self.iterate(Phase.WARMUP, len(seconds), self.prompts.largest, bounds.max)
             seconds.append(e2e_s(sample.timestamps_ns))
             self.budget.learn(e2e_s(sample.timestamps_ns), ttft_s(sample.timestamps_ns))
             self.budget.check_minimum(warmed_up=len(seconds))
@@ -87,7 +87,7 @@ class Session:
                 self.budget.check_minimum(warmed_up=plan.warmup.min, measured=done)
                 reason = StopReason.TIME_BUDGET
                 break
-            sample = self._iterate(Phase.MEASURED, done, self.prompts.batch(done), stopping.limits.most)
+            sample = self.iterate(Phase.MEASURED, done, self.prompts.batch(done), stopping.limits.most)
             self.budget.learn(e2e_s(sample.timestamps_ns), ttft_s(sample.timestamps_ns))
             reason = stopping.add(e2e_s(sample.timestamps_ns))
         self._mark(first, stopping)
@@ -97,13 +97,13 @@ class Session:
         """As many generations of one token as there were full ones: the paper's first-token latency."""
         count = sum(sample.phase is Phase.MEASURED for sample in self.samples)
         for iteration in range(count):
-            self._iterate(Phase.TTFT, iteration, self.prompts.batch(iteration), count)
+            self.iterate(Phase.TTFT, iteration, self.prompts.batch(iteration), count)
 
     def memory(self) -> None:
         """One generation of its own that stands still at every memory stage; never timed."""
         pauses = Pauses(self.engine, self.channel, self.run.cell.generate_tokens)
         pauses.begin()
-        self._iterate(Phase.MEMORY, 0, self.prompts.largest, 1, pauses.on_token)
+        self.iterate(Phase.MEMORY, 0, self.prompts.largest, 1, pauses.on_token)
 
     def record(self, stop_reason: StopReason) -> CellRecord:
         """Everything seen, raw."""
@@ -115,6 +115,18 @@ class Session:
             prompts=self.prompts.record,
             details=self.details,
         )
+
+    def iterate(
+        self, phase: Phase, iteration: int, batch: Batch, at_most: int, pause: Callable[[int], None] | None = None
+    ) -> Sample:
+        """One generation of `batch`, kept as a sample of this phase and reported; `pause` is called after each token."""
+        tokens = 1 if phase is Phase.TTFT else self.run.cell.generate_tokens
+        on_token = self.channel.tick if pause is None else _counted(self.channel.tick, pause)
+        stamps = timeline(self.engine, batch, tokens, on_token)
+        sample = Sample(iteration=iteration, phase=phase, prompt_tokens=batch.prompt_tokens, timestamps_ns=stamps)
+        self.samples.append(sample)
+        self.channel.send(Progress(phase=phase, iteration=iteration, at_most=at_most))
+        return sample
 
     def _account(self) -> dict[str, int | None]:
         """What only this side can say of memory: the predicted cache, and on a CPU what the heap grew by beyond it.
@@ -129,17 +141,6 @@ class Session:
             # The heap keeps what the peak took, so its growth since the load is activations, scratch and cache together.
             lines["activations_bytes"] = max(0, heap - self.heap_loaded - cache)
         return lines
-
-    def _iterate(
-        self, phase: Phase, iteration: int, batch: Batch, at_most: int, pause: Callable[[int], None] | None = None
-    ) -> Sample:
-        tokens = 1 if phase is Phase.TTFT else self.run.cell.generate_tokens
-        on_token = self.channel.tick if pause is None else _counted(self.channel.tick, pause)
-        stamps = timeline(self.engine, batch, tokens, on_token)
-        sample = Sample(iteration=iteration, phase=phase, prompt_tokens=batch.prompt_tokens, timestamps_ns=stamps)
-        self.samples.append(sample)
-        self.channel.send(Progress(phase=phase, iteration=iteration, at_most=at_most))
-        return sample
 
     def _mark(self, first: int, stopping: Stopping) -> None:
         """Write the outliers into the measured samples, and into the record what they were compared with."""

@@ -109,6 +109,7 @@ def test_loaded_model_is_counted_from_its_tensors(engine: TransformersEngine) ->
     assert described.weight_bytes == 4 * expected
     assert described.bits_per_weight == 32.0
     assert described.dtype == "float32"
+    assert described.details["attention"] == "sdpa"
     assert described.kernels == {"Embedding": 1, "LayerNorm": 5, "Linear": 9}
 
 

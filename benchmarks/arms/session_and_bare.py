@@ -1,0 +1,93 @@
+"""One process with one loaded model that runs, as it is told, blocks of EffiLLM's own iterations or of a bare loop.
+
+Reads `session N` and `bare N` from standard input, answers each with one JSON line. Started by fidelity.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from typing import Any
+
+from effillm_server.contract.job import Cell
+from effillm_server.contract.outcome import Phase
+from effillm_server.contract.sweep import MeasurementPlan
+from effillm_server.contract.timeline import throughput_tok_s, ttft_s
+from effillm_worker.engines.base import LoadRequest
+from effillm_worker.engines.transformers import TransformersEngine
+from effillm_worker.measure.budget import Budget
+from effillm_worker.measure.channel import Channel
+from effillm_worker.measure.prompts import prepare
+from effillm_worker.measure.session import Session
+from effillm_worker.messages import Run
+
+
+def main() -> None:
+    order = json.loads(sys.argv[1])
+    cell = Cell.model_validate(order["cell"])
+    engine = TransformersEngine()
+    request = LoadRequest(
+        cell=cell, threads=order["threads"], device="cpu", cache_dir=order["cache_dir"], architecture=order["architecture"]
+    )  # fmt: skip
+    engine.start(request)
+    engine.load(request)
+    prompts = prepare(engine, cell, None)
+    plan = MeasurementPlan()
+    session = Session(
+        engine, Channel.from_environment(os.environ), Run(cell=cell, plan=plan), prompts, Budget(plan, time.monotonic)
+    )
+    arms = {
+        "session": lambda count: _session(session, count),
+        "bare": lambda count: _bare(engine, prompts.largest, cell, count),
+    }
+    for _ in range(3):
+        arms["bare"](1)
+        arms["session"](1)
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        arm, count = line.split()
+        print(json.dumps(arms[arm](int(count))), flush=True)
+
+
+def _session(session: Session, count: int) -> dict[str, float]:
+    """EffiLLM's own iterations with every meter of the child on; throughput and first token as its rows state them."""
+    batch, size = session.prompts.largest, session.run.cell.batch_size
+    begin = time.perf_counter()
+    full = [session.iterate(Phase.MEASURED, number, batch, count) for number in range(count)]
+    wall_s = time.perf_counter() - begin
+    first = [session.iterate(Phase.TTFT, number, batch, count) for number in range(count)]
+    return {
+        "throughput_tok_s": statistics.fmean(throughput_tok_s(sample.timestamps_ns, size) for sample in full),
+        "ttft_s": statistics.fmean(ttft_s(sample.timestamps_ns) for sample in first),
+        "wall_s": wall_s,
+    }
+
+
+def _bare(engine: TransformersEngine, batch: Any, cell: Cell, count: int) -> dict[str, float]:
+    """The loop anybody would write around `generate`: the same model, prompt and settings, one clock, no callback."""
+    begin = time.perf_counter()
+    full = [_generate_s(engine, batch, cell.generate_tokens) for _ in range(count)]
+    wall_s = time.perf_counter() - begin
+    first = [_generate_s(engine, batch, 1) for _ in range(count)]
+    produced = cell.generate_tokens * cell.batch_size
+    return {
+        "throughput_tok_s": statistics.fmean(produced / seconds for seconds in full),
+        "ttft_s": statistics.fmean(first),
+        "wall_s": wall_s,
+    }
+
+
+def _generate_s(engine: TransformersEngine, batch: Any, tokens: int) -> float:
+    begin = time.perf_counter()
+    out = engine._model.generate(**batch.tokens, generation_config=engine._settings(tokens))
+    elapsed = time.perf_counter() - begin
+    if out.shape[1] != max(batch.lengths) + tokens:
+        raise RuntimeError(f"asked for {tokens} tokens, got {out.shape[1] - max(batch.lengths)}")
+    return elapsed
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from scipy import stats
+
+from benchmarks.fidelity import Comparison, Ratio, main
+
+
+def compared(*ratios: float, wall: float = 1.0) -> Comparison:
+    comparison = Comparison(1, "fp32")
+    for ratio in ratios:
+        comparison.add(
+            {"throughput_tok_s": 100 * ratio, "ttft_s": ratio, "wall_s": wall},
+            {"throughput_tok_s": 100, "ttft_s": 1.0, "wall_s": 1.0},
+        )
+    return comparison
+
+
+def test_ratio_is_the_geometric_mean_with_its_students_interval() -> None:
+    logarithms = [math.log(value) for value in (1.01, 0.99, 1.02, 1.0)]
+    ratio = Ratio.of(logarithms)
+    low, high = stats.t.interval(0.95, 3, sum(logarithms) / 4, stats.sem(logarithms))
+    assert ratio.mean == pytest.approx((1.01 * 0.99 * 1.02 * 1.0) ** 0.25)
+    assert (ratio.low, ratio.high) == pytest.approx((math.exp(low), math.exp(high)))
+
+
+def test_tight_pairs_around_one_are_inside() -> None:
+    assert compared(1.001, 0.999, 1.002, 1.0, 0.998, 1.001).verdict == "inside"
+
+
+def test_tight_pairs_away_from_one_are_outside() -> None:
+    assert compared(0.9, 0.901, 0.899, 0.9, 0.901, 0.899).verdict == "outside"
+
+
+def test_probe_overhead_of_a_percent_is_outside() -> None:
+    assert compared(1.001, 0.999, 1.002, 1.0, 0.998, 1.001, wall=1.011).verdict == "outside"
+
+
+def test_wide_pairs_are_undecided() -> None:
+    assert compared(1.2, 0.8, 1.1, 0.9, 1.0, 1.3).verdict == "undecided"
+
+
+def test_few_pairs_are_undecided_however_tight() -> None:
+    assert compared(1.0, 1.0001, 0.9999).verdict == "undecided"
+
+
+def test_unknown_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--model", "nobody/nothing"])
+    assert "invalid choice" in capsys.readouterr().err
