@@ -24,7 +24,7 @@ from effillm_server.contract.outcome import (
 )  # fmt: skip
 from effillm_server.contract.sweep import Isolation
 from effillm_server.settings import Settings
-from effillm_worker import fingerprint
+from effillm_worker import ceilings, fingerprint
 from effillm_worker.isolate import Child, ChildSpec, DeviceBusy
 from effillm_worker.log import event
 from effillm_worker.messages import Open, Run
@@ -93,10 +93,9 @@ class Bench:
                 self._cancelled.discard(key)
         if not isinstance(outcome, Measured):
             self.discard()
-        elif lease.isolation is Isolation.CELL:
-            closed = self.put_away()
-            return outcome if closed is None else outcome.model_copy(update={"child": closed})
-        return outcome
+            return outcome
+        closed = self.put_away() if lease.isolation is Isolation.CELL else None
+        return self._with_ceiling(outcome if closed is None else outcome.model_copy(update={"child": closed}))
 
     def cancel(self, job_id: int, fence: int) -> bool:
         """End this lease if it is the one being measured; whether it was."""
@@ -122,6 +121,13 @@ class Bench:
         warm = self._take_warm()
         if warm is not None:
             warm.child.kill()
+
+    def _with_ceiling(self, measured: Measured) -> Measured:
+        """The measurement with what its device could do at most at that time: it may be another machine by tomorrow."""
+        ceiling = None if measured.simulated else ceilings.kept(self._settings, measured.fingerprint)
+        if ceiling is None:
+            return measured
+        return measured.model_copy(update={"details": measured.details | {"ceiling": ceiling}})
 
     def _measure(self, lease: Lease) -> Outcome:
         interpreter = self._interpreter(lease)

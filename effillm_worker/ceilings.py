@@ -24,23 +24,47 @@ MEASURE_WITHIN_S = 300.0
 LIBRARIES = ("torch", "numpy", "triton")
 
 
+class NoCeiling(Exception):
+    """The ceiling could not be measured; `reason` is the event's name for why, `fields` what it tells."""
+
+    def __init__(self, reason: str, **fields: Any) -> None:
+        super().__init__(", ".join(f"{name} {value}" for name, value in fields.items()))
+        self.reason, self.fields = reason, fields
+
+
 def ceiling(device: DeviceDeclaration, settings: Settings, fingerprint: Fingerprint) -> dict[str, Any] | None:
     """The kept ceiling, or one measured now under the device's lock. None for a declared device, or when it cannot be had."""
     if device.declared:
         return None
-    path = settings.data_dir / "ceilings" / f"{_key(fingerprint)}.json"
+    known = kept(settings, fingerprint)
+    if known is not None:
+        return known
     try:
-        kept: dict[str, Any] = json.loads(path.read_text())
+        measured = measure(device, settings, fingerprint)
+    except NoCeiling as error:
+        event(error.reason, device=device.id, **error.fields)
+        return None
+    event("ceiling.measured", device=device.id, ceiling=measured)
+    return measured
+
+
+def kept(settings: Settings, fingerprint: Fingerprint) -> dict[str, Any] | None:
+    """The ceiling measured earlier for this hardware and these libraries; None when there is none."""
+    try:
+        known: dict[str, Any] = json.loads(_file(settings, fingerprint).read_text())
     except (OSError, ValueError):
-        return _measure(device, settings, path)
-    return kept
+        return None
+    return known
 
 
-def _measure(device: DeviceDeclaration, settings: Settings, path: Path) -> dict[str, Any] | None:
+def measure(
+    device: DeviceDeclaration, settings: Settings, fingerprint: Fingerprint, within_s: float = MEASURE_WITHIN_S
+) -> dict[str, Any]:
+    """The ceiling measured now in a process of its own under the device's lock, and kept. Raises NoCeiling."""
+    settings.lock_dir.mkdir(parents=True, exist_ok=True)
     lock = take_lock(lock_file(settings.lock_dir, device.id), f"device {device.id}, measuring its ceiling")
     if isinstance(lock, str):
-        event("ceiling.busy", device=device.id, holder=lock)
-        return None
+        raise NoCeiling("ceiling.busy", holder=lock)
     threads = box.threads(device.processors)
     try:
         # The process inherits the lock: should this one die, the device stays taken until the other has ended.
@@ -49,24 +73,26 @@ def _measure(device: DeviceDeclaration, settings: Settings, path: Path) -> dict[
             env=child_environment(threads, device.gpu_uuid, {}),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=MEASURE_WITHIN_S,
+            timeout=within_s,
             pass_fds=(lock,),
             check=True,
         )
         measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except subprocess.CalledProcessError as error:
         tail = error.stderr.decode(errors="replace").splitlines()[-5:]
-        event("ceiling.failed", device=device.id, exit_code=error.returncode, log_tail=tail)
-        return None
+        raise NoCeiling("ceiling.failed", exit_code=error.returncode, log_tail=tail) from None
     except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
-        event("ceiling.failed", device=device.id, why=str(error))
-        return None
+        raise NoCeiling("ceiling.failed", why=str(error)) from None
     finally:
         os.close(lock)
+    path = _file(settings, fingerprint)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(measured))
-    event("ceiling.measured", device=device.id, ceiling=measured)
     return measured
+
+
+def _file(settings: Settings, fingerprint: Fingerprint) -> Path:
+    return settings.data_dir / "ceilings" / f"{_key(fingerprint)}.json"
 
 
 def _key(fingerprint: Fingerprint) -> str:

@@ -20,7 +20,8 @@ def utilization(result: ResultRecord, measured: Series, ceiling: Mapping[str, An
     measurement = result.measurement or {}
     child = result.child or measurement.get("child") or {}
     model = child.get("loaded_model") or {}
-    limits = ceiling or (measurement.get("details") or {}).get("ceiling") or {}
+    # The ceiling recorded with the measurement first: the device may have changed since.
+    limits = (measurement.get("details") or {}).get("ceiling") or ceiling or {}
     cell = result.job.cell
     rate = (limits.get("matmul_flop_s") or {}).get(cell.dtype)
     bandwidth = limits.get("copy_bytes_s")

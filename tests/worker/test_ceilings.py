@@ -61,6 +61,19 @@ def test_a_device_somebody_holds_is_not_measured(
     assert json.loads(capsys.readouterr().err)["event"] == "ceiling.busy"
 
 
+def test_what_is_kept_is_found_by_the_fingerprint_of_a_result_and_by_no_other(
+    device: DeviceDeclaration, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_result = described(device)
+    assert ceilings.kept(settings, of_result) is None
+    path = ceilings._file(settings, of_result)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"copy_bytes_s": 1e10}')
+    assert ceilings.kept(settings, of_result) == {"copy_bytes_s": 1e10}
+    other = of_result.model_copy(update={"software": of_result.software.model_copy(update={"kernel": "next"})})
+    assert ceilings.kept(settings, other) is None
+
+
 def test_a_measurement_that_fails_leaves_the_device_without_a_ceiling_and_says_why(
     device: DeviceDeclaration, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,6 +135,13 @@ def test_utilization_is_bytes_and_products_per_time_over_the_measured_ceiling() 
     assert got["mfu_prefill"] == pytest.approx(2 * 125_239_296 * 256 / np.median(TTFT) / 1e12)
 
 
+def test_the_ceiling_recorded_with_the_measurement_goes_before_the_device_s_present_one() -> None:
+    then, now = {"copy_bytes_s": 1e11}, {"copy_bytes_s": 5e11}
+    recorded = full_record(details={"ceiling": then})
+    assert row(recorded, now) == row(recorded, then)
+    assert row(full_record(), now)["mbu_decode"] == pytest.approx(row(recorded)["mbu_decode"] / 5)
+
+
 def test_energy_is_null_with_the_reason_or_divided_by_the_tokens_of_the_window() -> None:
     assert row(full_record())["energy_per_token_j"] is None
     assert row(full_record())["energy_source"] == "RAPL is not readable"
