@@ -10,7 +10,8 @@ from typing import Any
 
 import vl_convert
 
-from effillm_server.analysis.recommend import AIMS, recommend
+from effillm_server.analysis.cells import label, select
+from effillm_server.analysis.recommend import AIMS, Constraints, recommend
 from effillm_server.analysis.study import analyse
 from effillm_server.analysis.words import number, percent, plural
 from effillm_server.errors import BadInput
@@ -35,6 +36,7 @@ SECTIONS = (
     "hardware",
     "results",
 )
+MOST_MODELS = 20
 POINT_COLUMNS = (
     "series",
     "model",
@@ -118,16 +120,24 @@ def _findings(study: Mapping[str, Any]) -> str:
 
 
 def _recommendations(rows: list[Row], options: Options) -> str:
+    """Per model, because a smaller model is faster without answering as well."""
+    models = sorted({row["model"] for row in select(rows).rows})
+    unanswered: dict[str, str] = {}
     lines = []
-    for aim in AIMS:
-        try:
-            answer = recommend(rows, aim, facts=options.facts)
-        except BadInput as why:
-            lines.append([aim, Raw(f"<span class='muted'>{escape(str(why))}</span>"), None])
-            continue
-        lines.append([aim, answer["sentence"], rests_on(answer["rests_on"])])
+    for model in models[:MOST_MODELS]:
+        for aim in AIMS:
+            try:
+                answer = recommend(rows, aim, Constraints(where={"model": (model,)}), options.facts)
+            except BadInput as why:
+                unanswered[aim] = str(why)
+                continue
+            lines.append([label(model), aim, answer["sentence"], rests_on(answer["rests_on"])])
+    missing = "".join(f"<p class='missing'>{escape(aim)}: {escape(why)}.</p>" for aim, why in unanswered.items())
     note = "<p class='muted'>Without constraints, among everything measured; <code>effillm recommend</code> takes limits.</p>"
-    return section("recommendations", "What to deploy", table(["aim", "configuration", "rests on"], lines) + note)
+    if len(models) > MOST_MODELS:
+        note += f"<p class='muted'>The first {MOST_MODELS} of {len(models)} models.</p>"
+    found = table(["model", "aim", "configuration", "rests on"], lines, fold="all recommendations")
+    return section("recommendations", "What to deploy", found + missing + note)
 
 
 def _figures(rows: list[Row], options: Options, interactive: bool) -> str:

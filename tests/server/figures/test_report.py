@@ -109,6 +109,13 @@ def test_it_holds_findings_claims_fits_frontier_validity_hardware_and_results(ht
     assert "synthetic weights" in html
 
 
+def test_what_to_deploy_is_told_model_by_model_and_missing_measurements_are_named(html: str) -> None:
+    section = html[html.index("<section id='recommendations'>") : html.index("<section id='figures'>")]
+    for model in ("pythia-70m", "opt-125m", "pythia-160m", "opt-350m"):
+        assert f"<td>{model}</td><td>throughput</td>" in section
+    assert "energy: no row has a measured energy" in section and "EFFILLM_PRICES" in section
+
+
 def test_a_dark_page_turns_every_colour_of_the_figures(html: str) -> None:
     for light, dark in zip(LIGHT.series, DARK.series, strict=True):
         assert f"figure svg [stroke='{light}']{{stroke:{dark}}}" in html
