@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Where torch comes from; PyTorch publishes a CPU index and one per CUDA version. Empty: the default index.
 TORCH_INDEX ?=
+FAULT_SEED ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-faults test-faults-full lint clean
 
 setup: $(VENV)/.installed
 
@@ -29,6 +30,15 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Break a whole lab at random and look what is left: under half an hour, and the doses of docs/reliability.md as written.
+# FAULT_SEED=N repeats a schedule; root gets the faults of network and disk too.
+test-faults: setup
+	EFFILLM_FAULT_SEED=$(FAULT_SEED) EFFILLM_FAULT_LOGS=build/faults $(BIN)/python -m pytest -m faults -s tests/faults
+
+test-faults-full: setup
+	EFFILLM_FAULTS=2000 EFFILLM_FAULT_JOBS=20000 EFFILLM_FAULT_SEED=$(FAULT_SEED) EFFILLM_FAULT_LOGS=build/faults \
+		$(BIN)/python -m pytest -m faults -s tests/faults
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -21,7 +21,8 @@ from pathlib import Path
 import sqlalchemy
 
 from tests.support.faults import invariants
-from tests.support.faults.faults import FAULTS, Field, Kind
+from tests.support.faults.faults import FAULTS
+from tests.support.faults.field import Field, Kind
 from tests.support.faults.invariants import Findings
 from tests.support.faults.lab import Lab, Plan, lab
 from tests.support.faults.recovery import Recovery
@@ -39,6 +40,11 @@ DECLARED = (
     ("simulated/oom-above-300", "simulated/crash", "simulated/flood"),
 )
 DECLARED_LONG = ("simulated/stall", "simulated/orphan", "simulated/ignore-term")
+ATTEMPTS = """
+SELECT coalesce(reason, outcome), count(*),
+    percentile_disc(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM ended_at - started_at))
+FROM attempt WHERE ended_at IS NOT NULL GROUP BY 1 ORDER BY 2 DESC
+"""
 
 
 @dataclass
@@ -52,7 +58,7 @@ class Outcome:
     late_trees: list[str] = field(default_factory=list)
     findings: Findings = field(default_factory=Findings)
     jobs: dict[str, int] = field(default_factory=dict)
-    declared: list[tuple[str, str, int, float]] = field(default_factory=list)
+    declared: list[tuple[str, int, float]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -193,7 +199,9 @@ def _is_over(recovery: Recovery, outcome: Outcome, *, say: bool) -> bool:
             print(f"  {len(outcome.recoveries):4} {recovery.name}: {seconds:.1f} s", flush=True)
         return True
     if recovery.seconds > recovery.limit_s:
-        outcome.not_recovered.append(f"{recovery.name} ({', '.join(sorted(recovery.touches))}) after {recovery.limit_s:g} s")
+        outcome.not_recovered.append(
+            f"{recovery.name} ({', '.join(sorted(recovery.touches))}) after {recovery.limit_s:g} s"
+        )
         if say:
             print(f"  !!!! {outcome.not_recovered[-1]}", flush=True)
         return True
@@ -227,9 +235,7 @@ def _judge(lab: Lab, client: Client, outcome: Outcome) -> None:
         outcome.findings = invariants.check(c, client.accepted, lab.witness_dir, lab.lock_dir, spools)
         outcome.jobs = {str(state): int(n) for state, n in c.execute(
             sqlalchemy.text("SELECT state, count(*) FROM job GROUP BY state ORDER BY state"))}  # fmt: skip
-        outcome.declared = [tuple(row) for row in c.execute(sqlalchemy.text(
-            "SELECT coalesce(t.reason, t.outcome), t.outcome, count(*), percentile_disc(0.5) WITHIN GROUP"
-            " (ORDER BY extract(epoch FROM t.ended_at - t.started_at)) FROM attempt t WHERE t.ended_at IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC"))]  # fmt: skip
+        outcome.declared = [(str(row[0]), int(row[1]), float(row[2])) for row in c.execute(sqlalchemy.text(ATTEMPTS))]
         outcome.counts["late outcomes refused and kept"] = int(
             c.execute(sqlalchemy.text("SELECT count(*) FROM rejected_outcome")).scalar_one()
         )
@@ -250,7 +256,10 @@ def report(outcome: Outcome) -> str:
         f"{name:{width}}  {len(found):5}  {statistics.median(found):22.1f}  {max(found):5.1f}"
         for name, found in sorted(times.items(), key=lambda item: -len(item[1]))
     ]
-    lines += ["", "attempts: " + ", ".join(f"{reason} {n} (median {seconds:.1f} s)" for reason, _, n, seconds in outcome.declared)]
+    lines += [
+        "",
+        "attempts: " + ", ".join(f"{reason} {n} (median {seconds:.1f} s)" for reason, n, seconds in outcome.declared),
+    ]
     lines += ["jobs: " + ", ".join(f"{state} {n}" for state, n in outcome.jobs.items())]
     lines += ["seen: " + ", ".join(f"{name} {n}" for name, n in outcome.counts.items())]
     lines += [
@@ -269,7 +278,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--only", nargs="*", choices=list(FAULTS))
-    parser.add_argument("--short", action="store_true", help="no jobs that hang until their deadline, none that are real")
+    parser.add_argument(
+        "--short", action="store_true", help="no jobs that hang until their deadline, none that are real"
+    )
     parser.add_argument("--logs", type=Path)
     arguments = parser.parse_args()
     order = schedule(arguments.faults, arguments.seed, arguments.only)

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def check(
 def lost(c: Connection, accepted: Mapping[str, Accepted]) -> list[str]:
     """Accepted sweeps that are not there, and sweeps of which only a part is."""
     rows = c.execute(
-        text("SELECT s.id, s.total, count(j.id) AS jobs FROM sweep s LEFT JOIN job j ON j.sweep_id = s.id GROUP BY s.id")
+        text(
+            "SELECT s.id, s.total, count(j.id) AS jobs FROM sweep s LEFT JOIN job j ON j.sweep_id = s.id GROUP BY s.id"
+        )
     ).all()
     stored = {row.id: row.jobs for row in rows}
     return [f"sweep {row.id} has {row.jobs} of its {row.total} jobs" for row in rows if row.jobs != row.total] + [
@@ -219,7 +222,7 @@ def side_by_side(seen: Mapping[str, list[dict[str, Any]]]) -> list[str]:
         spans = sorted(_cells(lines))
         found += [
             f"device {device}: children {one[2]} and {two[2]} measured at one time"
-            for one, two in zip(spans, spans[1:], strict=False)
+            for one, two in pairwise(spans)
             if two[0] < one[1]
         ]
     return found

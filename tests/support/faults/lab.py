@@ -29,7 +29,6 @@ from tests.support.faults.network import Cable, is_possible
 from tests.support.faults.proxy import Proxy
 
 RESTART_AFTER_S = 0.3
-FAKETIME = "libfaketime.so.1"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,11 @@ def main(folder: str) -> None:
     """Run the module named by `-m` as an interpreter would, and keep the log."""
     if sys.argv[1:3] != ["-m", MODULE]:
         raise SystemExit(f"expected -m {MODULE}, found {sys.argv[1:]}")
+    clock = Path(folder) / "clock"
+    if clock.exists() and "LD_PRELOAD" not in os.environ:
+        library, seconds = clock.read_text().split()
+        shifted = dict(os.environ) | {"LD_PRELOAD": library, "CLOCK_OFF_S": seconds}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], shifted)
     device = Path.cwd().name  # the actor gives every device a working directory of its own name
     log = Log(Path(folder) / f"{device}.jsonl", os.environ.get("EFFILLM_CHILD", ""))
     log.write("begin", pid=os.getpid(), started=started(os.getpid()), beside=log.living())

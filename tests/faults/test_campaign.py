@@ -1,0 +1,31 @@
+"""The whole campaign: `make test-faults`, and with the doses of the fault table `make test-faults-full`."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.faults import campaign
+from tests.support.faults.lab import lab
+
+pytestmark = pytest.mark.faults
+
+FAULTS = int(os.environ.get("EFFILLM_FAULTS", "220"))
+JOBS = int(os.environ.get("EFFILLM_FAULT_JOBS", "2000"))
+SEED = int(os.environ.get("EFFILLM_FAULT_SEED") or random.SystemRandom().randrange(10**6))
+LOGS = os.environ.get("EFFILLM_FAULT_LOGS")
+
+
+@pytest.mark.timeout(24 * 3600)
+def test_every_fault_is_survived(capfd: pytest.CaptureFixture[str]) -> None:
+    order = campaign.schedule(FAULTS, SEED)
+    with capfd.disabled():
+        print(f"\nseed {SEED}: {len(order)} faults, at least {JOBS} jobs", flush=True)
+        with lab(replace(campaign.FULL, seed=SEED), Path(LOGS) if LOGS else None) as built:
+            outcome = campaign.run(built, order, JOBS, SEED)
+        print(campaign.report(outcome), flush=True)
+    assert outcome.is_good

@@ -1,0 +1,23 @@
+"""A small dose of the campaign, so that every test run breaks a real lab a little; the whole is `make test-faults`."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.support.faults import campaign
+from tests.support.faults.lab import Plan, lab
+
+SLICE = Plan({"head": (), "a": ("t4:1",), "b": ("a100:1",)})
+SEED = int(os.environ.get("EFFILLM_FAULT_SEED") or "11")
+
+
+@pytest.mark.timeout(420)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_nothing_is_lost_twice_or_side_by_side_while_processes_and_database_are_killed() -> None:
+    order = ["child", "answers", "supervisor", "fleet", "database", "actor", "child"]
+    with lab(SLICE) as built:
+        outcome = campaign.run(built, order, jobs=40, seed=SEED, long=False, real=0, say=False)
+    assert outcome.is_good, campaign.report(outcome)
+    assert len(outcome.recoveries) == len(order)
