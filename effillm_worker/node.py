@@ -82,6 +82,9 @@ class Node:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())
         if self._plan.address is None:
+            # A head that was here before leaves this note, and Ray refuses the port while any process of that cluster lives.
+            # We have seen that nobody listens on it.
+            (self._plan.temp_dir / "ray_current_cluster").unlink(missing_ok=True)
             return self._start_and_wait()
         check_head(self._plan.address)
         while not self._stopping.is_set():

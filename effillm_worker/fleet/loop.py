@@ -27,6 +27,8 @@ POLL_S = 1.0
 LEAST_BETWEEN_TICKS_S = 0.05
 HEAD_LOST_S = 60.0
 REAPS_PER_TTL = 12
+# An actor gives a sign of life six times per TTL; three missed ones are silence.
+SILENCES_PER_TTL = 2
 
 
 class Fleet:
@@ -87,7 +89,8 @@ class Fleet:
         with self._engine.begin() as connection:
             devices = {device.id: device for device in queries.devices(connection)}
             waiting = queries.waiting_classes(connection)
-        self._mark_lost(devices, offers)
+            now = queue.database_time(connection)
+        self._mark_lost(devices, offers, now)
         self._report_missing(waiting, offers)
         for device_id, status in statuses.items():
             device = devices.get(device_id)
@@ -124,9 +127,16 @@ class Fleet:
             self._checked = {seen for seen in self._checked if seen[0] != device_id} | {(device_id, job_id)}
             self._pool.check(device_id)
 
-    def _mark_lost(self, devices: dict[str, DeviceRecord], offers: dict[str, Offer]) -> None:
+    def _mark_lost(self, devices: dict[str, DeviceRecord], offers: dict[str, Offer], now: datetime) -> None:
+        """Give up devices whose node left the cluster and whose actor is silent.
+
+        An actor may outlive its place in the cluster for a minute, after the head was replaced for one: as long as it
+        renews, what it measures is worth waiting for.
+        """
+        patience = timedelta(seconds=self._settings.lease_ttl_s / SILENCES_PER_TTL)
         for device in devices.values():
-            if device.id not in offers and device.state is not DeviceState.LOST:
+            is_silent = device.last_seen is None or now - device.last_seen > patience
+            if device.id not in offers and is_silent and device.state is not DeviceState.LOST:
                 reason = f"its node {device.node} is not in the Ray cluster"
                 with self._engine.begin() as connection:
                     queue.mark_lost(connection, device.id, reason)

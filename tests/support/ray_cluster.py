@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,8 +27,10 @@ class LoggedProcess:
 
     def __init__(self, name: str, module: str, arguments: Sequence[str], environment: Mapping[str, str], folder: Path):
         self.name = name
-        self._out, self._err = folder / f"{name}.out", folder / f"{name}.err"
-        with self._out.open("ab") as out, self._err.open("ab") as err:
+        # Files of its own for every start: what an earlier one said is not said again.
+        stem = f"{name}-{uuid.uuid4().hex[:6]}"
+        self._out, self._err = folder / f"{stem}.out", folder / f"{stem}.err"
+        with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 env=dict(environment),

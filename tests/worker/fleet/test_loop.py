@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from effillm_server.ledger import queries, queue
 from effillm_server.ledger.engine import connect
@@ -15,6 +15,8 @@ from effillm_worker.fleet.offers import Offer
 from tests.support import ledger
 from tests.support.actors import database_away, of_device, of_job
 from tests.support.fake_pool import FakePool
+
+TTL_S = 30.0
 
 
 class Clock:
@@ -44,7 +46,7 @@ def pool() -> FakePool:
 
 @pytest.fixture
 def fleet(engine: Engine, pool: FakePool, clock: Clock) -> Iterator[Fleet]:
-    made = Fleet(engine, pool, Settings(lease_ttl_s=30.0), clock)
+    made = Fleet(engine, pool, Settings(lease_ttl_s=TTL_S), clock)
     yield made
     made._leadership.resign()
 
@@ -61,6 +63,13 @@ def submit(engine: Engine, *hardware: str) -> list[int]:
     with engine.begin() as connection:
         sweep_id = ledger.submit(connection, *cells)
         return [job.id for job in queries.jobs(connection, sweep_id, None, 100)]
+
+
+def silent_for(engine: Engine, device_id: str, seconds: float) -> None:
+    """Let the device's last sign of life lie this far back."""
+    past = text("UPDATE device SET last_seen = clock_timestamp() - make_interval(secs => :s) WHERE id = :id")
+    with engine.begin() as connection:
+        connection.execute(past, {"s": seconds, "id": device_id})
 
 
 def events(capsys: pytest.CaptureFixture[str], name: str) -> list[dict[str, object]]:
@@ -108,7 +117,7 @@ def test_an_actor_of_another_boot_than_the_ledgers_gets_nothing(fleet: Fleet, po
 def test_a_fleet_that_stands_by_leases_nothing_until_the_other_is_gone(
     fleet: Fleet, pool: FakePool, engine: Engine
 ) -> None:
-    active = Fleet(engine, FakePool(offered={"cpu-1": Offer("cpu-1", "cpu")}), Settings(lease_ttl_s=30.0))
+    active = Fleet(engine, FakePool(offered={"cpu-1": Offer("cpu-1", "cpu")}), Settings(lease_ttl_s=TTL_S))
     assert active.tick()
     join(engine, pool)
     submit(engine, "cpu")
@@ -119,7 +128,7 @@ def test_a_fleet_that_stands_by_leases_nothing_until_the_other_is_gone(
     assert len(pool.started) == 1
 
 
-def test_a_device_whose_node_is_gone_is_lost_and_its_job_waits_for_another(
+def test_a_silent_device_whose_node_is_gone_is_lost_and_its_job_waits_for_another(
     fleet: Fleet, pool: FakePool, engine: Engine
 ) -> None:
     join(engine, pool)
@@ -127,10 +136,24 @@ def test_a_device_whose_node_is_gone_is_lost_and_its_job_waits_for_another(
     fleet.tick()
     assert of_job(engine, job_id).state is JobState.LEASED
     pool.offered.clear()
+    silent_for(engine, "cpu-1", TTL_S / 2 + 1)
     fleet.tick()
     found = of_device(engine, "cpu-1")
     assert (found.state, found.reason) == (DeviceState.LOST, "its node box is not in the Ray cluster")
     assert of_job(engine, job_id).state is JobState.PENDING
+
+
+def test_an_actor_that_outlives_its_place_in_the_cluster_keeps_its_job_while_it_gives_signs_of_life(
+    fleet: Fleet, pool: FakePool, engine: Engine
+) -> None:
+    join(engine, pool)
+    (job_id,) = submit(engine, "cpu")
+    fleet.tick()
+    pool.offered.clear()
+    silent_for(engine, "cpu-1", TTL_S / 2 - 2)
+    fleet.tick()
+    assert of_device(engine, "cpu-1").state is DeviceState.LEASED
+    assert of_job(engine, job_id).state is JobState.LEASED
 
 
 def test_a_cancelled_jobs_actor_is_told_once_to_look(fleet: Fleet, pool: FakePool, engine: Engine) -> None:
