@@ -7,6 +7,17 @@ import pytest
 from scipy import stats
 
 from effillm_server.analysis.rows import COLUMN_TYPES, COLUMNS, row, row_with_series
+from effillm_server.contract.fingerprint import Fingerprint, Hardware, Processor, Software
+from effillm_server.contract.outcome import (
+    CellMemory,
+    ChildRecord,
+    LoadedModel,
+    Measured,
+    MemoryReading,
+    Sample,
+    StopReason,
+    Verdict,
+)
 from effillm_server.lifecycle import JobState
 from effillm_server.records import ResultRecord
 from tests.support.results import cell, job, measurement, result, sample, timeline
@@ -187,3 +198,35 @@ def test_a_stored_child_record_takes_precedence_over_the_one_reported_with_the_c
     early["child"] = {**early["child"], "released": None}
     record = ResultRecord(job=job(cell()), measurement=early, child={"released": {"ram_bytes": 7}})
     assert row(record)["ram_released_bytes"] == 7
+
+
+def test_a_measured_outcome_as_the_contract_writes_it_fills_the_row() -> None:
+    reading = MemoryReading(ram_bytes=10, ram_peak_bytes=20, ram_source="VmHWM", vram_bytes=30, vram_reserved_bytes=40)
+    child = ChildRecord(
+        id="c", load_group="g", pid=1, started_at="2026-01-01T00:00:00Z", load_s=2.5, baseline=reading, loaded=reading, released=reading,
+        cells_measured=1, loaded_model=LoadedModel(parameters=7, weight_bytes=28, bits_per_weight=32.0, dtype="float32"),
+    )  # fmt: skip
+    processor = Processor(model="x", architecture="x86_64", sockets=2, physical_cores=4, logical_cores=8, numa_nodes=2)
+    outcome = Measured(
+        samples=tuple(Sample.model_validate(s) for s in full_record().samples), stop_reason=StopReason.CONVERGED,
+        memory=CellMemory(peak_prefill=reading, peak_decode=reading, steady=reading, account={"kv_cache_predicted_bytes": 5}),
+        energy_j=3.0, energy_source="RAPL", verdict=Verdict.SUSPECT, reasons=("steal",), child=child,
+        prompts={"lengths": [5, 7], "iterations_per_pass": 1},
+        fingerprint=Fingerprint(
+            hardware=Hardware(hardware_class="cpu", processor=processor, memory_bytes=1),
+            software=Software(python="3.11", kernel="6", code_version="0"),
+        ),
+    )  # fmt: skip
+    stored = outcome.model_dump(mode="json", exclude={"samples"})
+    samples = tuple(sample.model_dump(mode="json") for sample in outcome.samples)
+    got = row(ResultRecord(job=job(cell()), measurement=stored, samples=samples, child=stored["child"]))
+    assert (got["verdict"], got["verdict_reasons"], got["stop_reason"]) == ("suspect", ["steal"], "converged")
+    assert (
+        got["ram_peak_bytes"],
+        got["vram_peak_bytes"],
+        got["vram_peak_reserved_bytes"],
+        got["vram_steady_bytes"],
+    ) == (20, 30, 40, 30)
+    assert (got["load_s"], got["parameters"], got["weight_bytes"], got["processor_sockets"]) == (2.5, 7, 28, 2)
+    assert (got["prompt_tokens_min"], got["prompt_tokens_mean"], got["prompt_tokens_max"]) == (5, 6.0, 7)
+    assert got["throughput_tok_s_mean"] == row(full_record())["throughput_tok_s_mean"]
