@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from effillm_server.cli import box, devices, results, sweeps
+from effillm_server.cli import box, devices, doctor, results, sweeps
 from effillm_server.cli.render import plain
 from effillm_server.errors import BadInput, Conflict, EffillmError, NotFound
 
@@ -42,11 +42,13 @@ app.command(rich_help_panel=SWEEPS)(sweeps.cancel)
 app.command(rich_help_panel=SWEEPS)(sweeps.retry)
 app.command(rich_help_panel=LAB)(devices.devices)
 app.command(rich_help_panel=LAB)(devices.drain)
-app.command(
-    rich_help_panel=LAB,
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)(devices.node)
+# Commands that become a program of the worker, which reads its own options.
+for becoming in (devices.node, doctor.doctor):
+    app.command(
+        rich_help_panel=LAB,
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(becoming)
 
 
 def show_version(wanted: bool) -> None:
