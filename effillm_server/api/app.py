@@ -11,14 +11,14 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from effillm_server import catalog
-from effillm_server.api import devices, documented, events, health, jobs, problems, results, sweeps
+from effillm_server.api import devices, documented, events, health, insight, jobs, problems, results, sweeps
 from effillm_server.api.hub import Hub
 from effillm_server.api.limits import BodyLimit, Outermost, SameSite, is_loopback
 from effillm_server.api.services import Services, Tally
 from effillm_server.catalog.hub import HubClient
 from effillm_server.settings import Settings
 
-ROUTERS = (sweeps.router, jobs.router, results.router, devices.router, events.router, health.router)
+ROUTERS = (sweeps.router, jobs.router, results.router, insight.router, devices.router, events.router, health.router)
 
 
 def create_app(settings: Settings, engine: sqlalchemy.Engine) -> FastAPI:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from effillm_server.api import examples, views
+from effillm_server.api import examples, insight_views, views
 from effillm_server.api.problems import MEDIA_TYPE, NAMES, Problem
 from effillm_server.contract.parse import JSON_TYPES, YAML_TYPES
 from effillm_server.contract.schema import schemas
@@ -86,7 +86,7 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
     components |= {f"Submission{name}": schema for name, schema in submission.pop("$defs").items()}
     components["Submission"] = {key: value for key, value in submission.items() if not key.startswith("$")}
     # FastAPI drops null from everything it writes, from examples too.
-    for view in vars(views).values():
+    for view in (*vars(views).values(), *vars(insight_views).values()):
         if isinstance(view, type) and issubclass(view, BaseModel) and view.__name__ in components:
             extra = view.model_config.get("json_schema_extra")
             components[view.__name__] |= extra if isinstance(extra, dict) else {}

@@ -11,19 +11,17 @@ from fastapi import APIRouter, Query
 from starlette.responses import StreamingResponse
 
 from effillm_server.analysis import export
-from effillm_server.analysis.rows import COLUMN_TYPES, row
+from effillm_server.analysis.rows import COLUMN_TYPES
 from effillm_server.api import examples
 from effillm_server.api.auth import Authenticated
 from effillm_server.api.documented import problems, raw
 from effillm_server.api.pipe import Sink, chunks_of
-from effillm_server.api.services import Served, Services, SweepId, sweep_of
+from effillm_server.api.rows import Asked, Rows, stream
+from effillm_server.api.services import Served, SweepId, sweep_of
 from effillm_server.api.views import FrontierView, PageView
 from effillm_server.ledger import queries
 
 router = APIRouter(prefix="/v1/sweeps/{sweep_id}", tags=["results"])
-PAGE = 200
-
-Rows = Iterator[dict[str, Any]]
 
 
 class Format(StrEnum):
@@ -74,12 +72,13 @@ def rows_of(
     served: Served,
     who: Authenticated,
     sweep_id: SweepId,
+    filters: Asked,
     format: Annotated[Format, Query(description="json, csv or parquet")] = Format.JSON,
 ) -> StreamingResponse:
     """Streamed while it is read, so that a sweep of any size needs little memory on either side."""
     with served.reading() as connection:
         sweep_of(connection, sweep_id)
-    chunks = chunks_of(lambda sink: WRITERS[format](_rows(served, sweep_id), sink))
+    chunks = chunks_of(lambda sink: WRITERS[format](stream(served, sweep_id, filters), sink))
     # The first chunk before the status line: a database that is away is still told as a problem.
     first = next(chunks, b"")
     headers = {"Content-Disposition": f'attachment; filename="{sweep_id}.{format}"'}
@@ -93,21 +92,6 @@ def frontier(served: Served, who: Authenticated, sweep_id: SweepId) -> PageView[
         sweep_of(connection, sweep_id)
         found = queries.frontier(connection, sweep_id)
     return PageView(items=[FrontierView.of(entry) for entry in found])
-
-
-def _rows(served: Services, sweep_id: str) -> Rows:
-    """The rows of a sweep, page by page, no transaction held while a page is on its way to the client."""
-    with served.reading() as connection:
-        ceilings = {device.id: device.ceiling for device in queries.devices(connection)}
-    behind = -1
-    while True:
-        with served.reading() as connection:
-            results = queries.results(connection, sweep_id, behind, PAGE, with_samples=True)
-        for result in results:
-            yield row(result, ceilings.get(result.device_id or ""))
-        if len(results) < PAGE:
-            return
-        behind = results[-1].job.ordinal
 
 
 def _closing(first: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:

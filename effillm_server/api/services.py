@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 import sqlalchemy
 from fastapi import Depends, Path, Request
 
 from effillm_server.api import examples
+from effillm_server.api.desk import Desk
 from effillm_server.api.hub import Hub
 from effillm_server.catalog import Catalog
 from effillm_server.catalog.resolve import HubClient
@@ -29,7 +30,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Services:
-    """The process's settings, its engine, the catalog, the model hub, the hub of the event stream, and its tally."""
+    """The process's settings, its engine, the catalog, the model hub, the hub of the event stream, its tally, its desk."""
 
     settings: Settings
     engine: sqlalchemy.Engine
@@ -37,6 +38,7 @@ class Services:
     models: HubClient
     hub: Hub
     tally: Tally
+    desk: Desk = field(default_factory=Desk)
 
     @contextmanager
     def reading(self) -> Iterator[sqlalchemy.Connection]:

@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import sqlalchemy
 
+# The server imports these when it is first asked for a figure; here before, so that no request waits for them.
+import effillm_server.figures  # noqa: F401
 from effillm_server.api import examples
 from effillm_server.api.app import create_app
 from effillm_server.api.server import Server

@@ -23,7 +23,7 @@ METHODS = {"get", "post", "put", "patch", "delete"}
 
 @pytest.fixture
 def lab(database_url: str) -> Iterator[Api]:
-    """The lab that the examples speak of: their sweep, its first job measured, their device."""
+    """The lab that the examples speak of: their sweep, one job measured and one of its other batch size, their device."""
     definition = SweepDefinition.model_validate(examples.DEFINITION)
     catalog = load()
     planned = expand.expand(definition, catalog.models, catalog.hardware)
@@ -31,9 +31,10 @@ def lab(database_url: str) -> Iterator[Api]:
         with api.engine.begin() as c:
             queue.enqueue(c, NewSweep(examples.SWEEP_ID, definition), planned)
         add_device(api.engine)
-        held = lease(api.engine)
-        assert held.job_id == examples.JOB_ID
-        finish(api.engine, held, measured(held))
+        for job_id in (examples.JOB_ID, examples.JOB_ID + 1):
+            held = lease(api.engine)
+            assert held.job_id == job_id
+            finish(api.engine, held, measured(held))
         yield api
 
 
@@ -103,7 +104,8 @@ def test_every_route_describes_its_problems(api: Api) -> None:
 def sent(api: Api, method: str, path: str, operation: dict[str, Any], body: tuple[str, Any] | None) -> httpx.Response:
     parameters = operation.get("parameters", [])
     values = {p["name"]: p["schema"]["examples"][0] for p in parameters if p["in"] == "path"}
-    query = {"follow": "false"} if path == "/v1/events" else {}
+    query = {p["name"]: p["schema"]["examples"][0] for p in parameters if p["in"] == "query" and p["required"]}
+    query |= {"follow": "false"} if path == "/v1/events" else {}
     headers: dict[str, str] = {}
     arguments: dict[str, Any] = {}
     if body is not None:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from effillm_server.analysis.rows import COLUMNS
-from effillm_server.api import results
+from effillm_server.api import rows as pages_of_rows
 from tests.support.api import Api, add_device, finish, lease, measured
 
 
@@ -24,7 +24,7 @@ def sweep_id(api: Api) -> str:
 
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "PAGE", 3)
+    monkeypatch.setattr(pages_of_rows, "PAGE", 3)
 
 
 def rows(api: Api, sweep_id: str) -> list[dict[str, Any]]:
@@ -78,7 +78,7 @@ def test_a_database_that_goes_away_before_the_first_row_is_told_as_a_problem(
     def away(*_: object, **__: object) -> None:
         raise OperationalError("SELECT", None, Exception("server closed the connection"))
 
-    monkeypatch.setattr(results.queries, "results", away)
+    monkeypatch.setattr(pages_of_rows.queries, "results", away)
     answer = api.http.get(f"/v1/sweeps/{sweep_id}/results")
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "2"
