@@ -1,10 +1,10 @@
-"""Commands about devices: `devices`, `drain`, and `node` and `doctor`, which are the worker's side of this box."""
+"""Commands about devices: `devices`, `drain`, and `node`, which offers this box to a cluster."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 from urllib.parse import quote
 
 import typer
@@ -36,16 +36,6 @@ def node(context: typer.Context) -> None:
 
     Becomes `python -m effillm_worker.node`, so that signals and the exit code are the node's own. Its options: --help.
     """
-    become("effillm_worker.node", context.args)
-
-
-def doctor(context: typer.Context) -> None:
-    """Say what this machine can and cannot watch, how steady it is, and what to change. Its options: --help."""
-    become("effillm_worker.doctor", context.args)
-
-
-def become(module: str, arguments: list[str]) -> NoReturn:
-    """Replaces this process by `python -m module`: the worker's side is never imported here."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606 - no shell
+    os.execv(sys.executable, [sys.executable, "-m", "effillm_worker.node", *context.args])  # noqa: S606 - no shell
