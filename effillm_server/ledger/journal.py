@@ -21,6 +21,10 @@ CHANNEL = "effillm"
 SHARDS = 16
 # Class of the advisory locks that writers of events hold; see queries.events.
 EVENT_LOCK_CLASS = 0x4556
+# Postgres commits transactions that notify one after the other, each with its own write to disk. So that devices do not
+# queue up behind that, of all transactions that only move jobs at one moment a single one notifies: it holds this lock. A
+# listener then looks and sees most of the others; who is alone is always announced; who is missed is found by polling.
+NOTIFY_LOCK = 0x4557 << 32
 
 _COUNTED = (*map(str, JobState), *map(str, InfeasibleReason), "served_ms", "leased_since_ms")
 # The writer of events first locks a lower bound of the ids it is about to draw, and holds it until it has committed: a
@@ -46,11 +50,13 @@ WITH counted AS (
     INSERT INTO event (sweep_id, job_id, kind, data) SELECT sweep, job, kind, data FROM bound CROSS JOIN told
 )
 SELECT pg_notify('{CHANNEL}', payload) FROM unnest(:payloads) payload
+WHERE :always OR pg_try_advisory_xact_lock({NOTIFY_LOCK})
 """,
     shard="smallint",
     counts="json",
     events="json",
     payloads="text[]",
+    always="boolean",
 )
 
 
@@ -108,6 +114,7 @@ class Journal:
             "counts": json.dumps(counts),
             "events": json.dumps(self._events),
             "payloads": sorted({_payload(event) for event in self._events}),
+            "always": not all(event["kind"].startswith("job_") for event in self._events),
         }
         _FLUSH(c, values)
         self._counts.clear()
