@@ -17,6 +17,7 @@ import typer
 
 from effillm_server.cli import local, tables, watch
 from effillm_server.cli.client import Client
+from effillm_server.cli.insight import save_report
 from effillm_server.cli.local import Box, Plan
 from effillm_server.cli.options import AsJson, DefinitionFile, read_definition, writable_folder
 from effillm_server.cli.render import print_json, say
@@ -28,6 +29,7 @@ from effillm_server.settings import Settings
 
 CHECK_INTERVAL_S = 0.5
 EXPORTS = (Format.CSV, Format.JSON, Format.PARQUET)
+REPORT = "report.html"
 
 Declared = Annotated[
     list[str] | None,
@@ -77,7 +79,7 @@ def run(
     """Measure one sweep on this box: start everything, submit, show progress, save the results, stop everything.
 
     Its database lives in a folder of its own that is removed at the end; an `up` on this box and its data are not touched.
-    Writes results.csv, results.json, results.parquet and logs/ into DIR. Exit code 1 when a job failed.
+    Writes results.csv, results.json, results.parquet, report.html and logs/ into DIR. Exit code 1 when a job failed.
     """
     content = read_definition(file)
     definition = parse_definition(content)
@@ -99,8 +101,9 @@ def run(
                     say(f"{output} has what was measured so far")
                 raise
             rows = save(client, sweep["id"], output)
+            written = [*(f"results.{form}" for form in EXPORTS), *report(client, sweep["id"], output)]
     print_json(rows) if as_json else tables.results(rows)
-    say(f"wrote {', '.join(str(output / f'results.{form}') for form in EXPORTS)}")
+    say(f"wrote {', '.join(str(output / name) for name in written)}")
     raise typer.Exit(watch.outcome(sweep))
 
 
@@ -175,3 +178,13 @@ def save(client: Client, sweep_id: str, output: Path) -> Any:
     for form in EXPORTS:
         export(client, sweep_id, form, output / f"results.{form}")
     return client.get(f"/v1/sweeps/{sweep_id}/results", format="json")
+
+
+def report(client: Client, sweep_id: str, output: Path) -> list[str]:
+    """Writes the report into `output`; its name. The rows are saved by then: without a report the run is no failure."""
+    try:
+        save_report(client, sweep_id, output / REPORT)
+    except EffillmError as error:
+        say(f"no report: {error}")
+        return []
+    return [REPORT]

@@ -17,6 +17,8 @@ from effillm_server.settings import Settings
 
 DEFAULT_URL = "http://127.0.0.1:8750"
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+# An analysis of ten thousand rows, behind others.
+PATIENT_S = 600.0
 PAGE = 500
 SUBMIT_TRIES = 3
 LATEST = "latest"
@@ -61,9 +63,14 @@ class Client:
             for chunk in response.iter_bytes():
                 target.write(chunk)
 
-    def post(self, path: str) -> Any:
-        """The decoded answer of POST `path` without a body."""
-        response = self._request("POST", path)
+    def patient(self) -> Client:
+        """This client, which now waits as long as the largest analysis may take."""
+        self._http.timeout = httpx.Timeout(PATIENT_S, connect=TIMEOUT.connect)
+        return self
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The decoded answer of POST `path`, without a body or with one in JSON."""
+        response = self._request("POST", path, **({} if body is None else {"json": body}))
         return response.json() if response.content else {}
 
     def pages(self, path: str, page_size: int = PAGE, **params: Any) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from effillm_server.cli import box, devices, doctor, results, sweeps
+from effillm_server.cli import box, devices, doctor, insight, results, sweeps
 from effillm_server.cli.render import plain
 from effillm_server.errors import BadInput, Conflict, EffillmError, NotFound
 
@@ -27,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-START, SWEEPS, LAB = "Everything on this box", "Sweeps", "Devices"
+START, SWEEPS, INSIGHT, LAB = "Everything on this box", "Sweeps", "From rows to decisions", "Devices"
 
 app.command(rich_help_panel=START)(box.up)
 app.command(rich_help_panel=START)(box.run)
@@ -40,6 +40,8 @@ app.command(rich_help_panel=SWEEPS)(results.jobs)
 app.command(rich_help_panel=SWEEPS)(results.job)
 app.command(rich_help_panel=SWEEPS)(sweeps.cancel)
 app.command(rich_help_panel=SWEEPS)(sweeps.retry)
+for deciding in (insight.report, insight.figure, insight.compare, insight.recommend):
+    app.command(rich_help_panel=INSIGHT)(deciding)
 app.command(rich_help_panel=LAB)(devices.devices)
 app.command(rich_help_panel=LAB)(devices.drain)
 # Commands that become a program of the worker, which reads its own options.

@@ -21,6 +21,12 @@ SweepId = Annotated[
     str, typer.Argument(metavar="SWEEP", help="Id of the sweep, the beginning of one, or `latest`.", show_default=False)
 ]
 JobId = Annotated[int, typer.Argument(metavar="JOB", help="Number of the job.", min=1, show_default=False)]
+Filters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter", metavar="AXIS=VALUE", help="Only rows with AXIS=VALUE[,VALUE]; may be repeated.", show_default=False
+    ),
+]
 DefinitionFile = Annotated[
     Path, typer.Argument(metavar="FILE", help="Sweep definition, YAML or JSON; `-` reads stdin.", show_default=False)
 ]

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated, Any
 
 import typer
 
-from effillm_server.cli import tables
+from effillm_server.cli import insight_tables, tables
 from effillm_server.cli.client import Client
-from effillm_server.cli.options import AsJson, JobId, SweepId, client, replacing
+from effillm_server.cli.options import AsJson, Filters, JobId, SweepId, client, replacing
 from effillm_server.cli.render import console, print_json, say
 from effillm_server.errors import BadInput
 from effillm_server.lifecycle import JobState
+
+
+class Stat(StrEnum):
+    MEAN = "mean"
+    MEDIAN = "median"
+    STD = "std"
+    CI95_LOW = "ci95_low"
+    CI95_HIGH = "ci95_high"
+    P50 = "p50"
+    P90 = "p90"
+    P95 = "p95"
+    P99 = "p99"
 
 
 class Format(StrEnum):
@@ -36,32 +50,82 @@ def results(
     frontier: Annotated[
         bool, typer.Option("--frontier", help="Instead of rows: the largest batch and sequence that ran.")
     ] = False,
+    filters: Filters = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Order by a column, or by the mean of a metric.", show_default=False),
+    ] = None,
+    descending: Annotated[bool, typer.Option("--descending", help="With --sort: the largest first.")] = False,
+    stat: Annotated[
+        Stat | None, typer.Option(help="In the table, this statistic of every metric.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show or save the result rows of a sweep."""
     form = Format.JSON if as_json else form
+    if stat is not None and form is not Format.TABLE:
+        raise BadInput(f"{form} has every statistic in a column of its own: --stat is for the table", field="stat")
+    if frontier and (filters or sort or stat):
+        raise BadInput("--frontier stands alone: it has no rows to filter or sort", field="frontier")
     server = client(context)
-    sweep_id = server.sweep_id(sweep)
+    wanted = Wanted(server.sweep_id(sweep), tuple(filters or ()), sort, descending)
     if frontier:
-        show_frontier(server, sweep_id, form, output)
+        show_frontier(server, wanted.sweep_id, form, output)
     elif form is Format.TABLE:
         if output is not None:
             raise BadInput("a table goes to the terminal only: add --format csv, json or parquet", field="format")
-        tables.results(server.get(f"/v1/sweeps/{sweep_id}/results", format="json"))
+        rows = sorted_rows(server, wanted)
+        tables.results(rows) if stat is None else insight_tables.statistics(rows, str(stat))
     elif output is not None:
-        export(server, sweep_id, form, output)
+        with replacing(output) as stream:
+            write(server, wanted, form, stream)
         say(f"wrote {output}")
     elif form is Format.PARQUET and console().is_terminal:
         raise BadInput("Parquet is not for reading on a terminal: name a file with -o FILE", field="output")
     else:
-        server.download(f"/v1/sweeps/{sweep_id}/results", sys.stdout.buffer, format=str(form))
+        write(server, wanted, form, sys.stdout.buffer)
         sys.stdout.buffer.flush()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows of which sweep, in which order; by default all in the sweep's own."""
+
+    sweep_id: str
+    filters: tuple[str, ...] = ()
+    sort: str | None = None
+    descending: bool = False
 
 
 def export(server: Client, sweep_id: str, form: Format, file: Path) -> None:
     """Saves the rows of a sweep; the file is there when it is complete."""
     with replacing(file) as stream:
-        server.download(f"/v1/sweeps/{sweep_id}/results", stream, format=str(form))
+        write(server, Wanted(sweep_id), form, stream)
+
+
+def write(server: Client, wanted: Wanted, form: Format, stream: IO[bytes]) -> None:
+    """Writes the rows as they come; sorted ones have to be there first."""
+    path, filters = f"/v1/sweeps/{wanted.sweep_id}/results", list(wanted.filters)
+    if wanted.sort is None:
+        server.download(path, stream, format=str(form), filter=filters)
+        return
+    from effillm_server.analysis import export as files
+
+    rows = sorted_rows(server, wanted)
+    if form is Format.PARQUET:
+        files.to_parquet(rows, stream)
+        return
+    text = io.StringIO()
+    (files.to_csv if form is Format.CSV else files.to_json)(rows, text)
+    stream.write(text.getvalue().encode())
+
+
+def sorted_rows(server: Client, wanted: Wanted) -> list[dict[str, Any]]:
+    """The rows, all of them, in the order that is wanted."""
+    rows = server.get(f"/v1/sweeps/{wanted.sweep_id}/results", format="json", filter=list(wanted.filters))
+    if wanted.sort is None:
+        return list(rows)
+    return insight_tables.in_order(rows, wanted.sort, descending=wanted.descending)
 
 
 def show_frontier(server: Client, sweep_id: str, form: Format, output: Path | None) -> None:
