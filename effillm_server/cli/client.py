@@ -63,6 +63,10 @@ class Client:
             for chunk in response.iter_bytes():
                 target.write(chunk)
 
+    def close(self) -> None:
+        """Closes its connections."""
+        self._http.close()
+
     def patient(self) -> Client:
         """This client, which now waits as long as the largest analysis may take."""
         self._http.timeout = httpx.Timeout(PATIENT_S, connect=TIMEOUT.connect)

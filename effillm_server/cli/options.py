@@ -33,8 +33,10 @@ DefinitionFile = Annotated[
 
 
 def client(context: typer.Context) -> Client:
-    """The client for the server that `--url` or the environment names."""
-    return Client(context.find_root().params.get("url"))
+    """The client for the server that `--url` or the environment names, closed when the command ends."""
+    made = Client(context.find_root().params.get("url"))
+    context.call_on_close(made.close)
+    return made
 
 
 def read_definition(file: Path) -> bytes:
