@@ -189,13 +189,13 @@ def report(
 def compare(
     served: Served,
     who: Authenticated,
-    a: Annotated[str, Query(max_length=2000, description=SIDE, examples=[insight_examples.SIDE_A])],
-    b: Annotated[str, Query(max_length=2000, description=SIDE, examples=[insight_examples.SIDE_B])],
+    a: Annotated[str, Query(max_length=500, description=SIDE, examples=[insight_examples.SIDE_A])],
+    b: Annotated[str, Query(max_length=500, description=SIDE, examples=[insight_examples.SIDE_B])],
     filters: Asked,
     metric: Annotated[str, Query(max_length=100, description="what is compared")] = "throughput_tok_s",
     margin: Annotated[float, Query(gt=0, lt=1, description="differences within this share are the same")] = 0.03,
     across: Annotated[
-        list[str] | None,
+        list[Annotated[str, Query(max_length=40)]] | None,
         Query(max_length=20, description="axes that differ on purpose; none: those that differ as a whole"),
     ] = None,
     include_invalid: IncludeInvalid = False,

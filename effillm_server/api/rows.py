@@ -15,6 +15,8 @@ from effillm_server.ledger import queries
 from effillm_server.records import ResultRecord
 
 PAGE = 200
+# All filters together, percent-encoded, fit into the head of a request.
+LONGEST_FILTER = 200
 
 Row = dict[str, Any]
 Rows = Iterator[Row]
@@ -34,7 +36,7 @@ def spoken_filters(texts: Sequence[str]) -> Filters:
 
 def _asked(
     texts: Annotated[
-        list[Annotated[str, Query(max_length=2000)]] | None,
+        list[Annotated[str, Query(max_length=LONGEST_FILTER)]] | None,
         Query(
             alias="filter",
             max_length=len(FILTERABLE),

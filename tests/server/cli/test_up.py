@@ -111,6 +111,7 @@ def test_run_saves_the_results_of_one_sweep_and_leaves_nothing_behind(folder: Pa
         int(row["job"]) for row in rows
     ]
     assert pyarrow.parquet.read_table(output / "results.parquet").num_rows == 4
+    assert "SIMULATED" in (output / "report.html").read_text()
     assert sorted(log.name for log in (output / "logs").iterdir()) == [
         "api.log",
         "database.log",
