@@ -36,8 +36,8 @@ ORDER BY a.job_id
 # After a restart of the database nobody can have renewed for a while: everybody gets one more time to live.
 _EXPIRED = text(f"""
 SELECT {HELD} FROM job j WHERE state = 'leased' AND lease_expires_at < clock_timestamp()
-    AND greatest(pg_postmaster_start_time(), CAST(:not_before AS timestamptz)) + make_interval(secs => lease_ttl_s)
-        <= clock_timestamp()
+    AND pg_postmaster_start_time() + make_interval(secs => lease_ttl_s) <= clock_timestamp()
+    AND clock_timestamp() >= coalesce(CAST(:not_before AS timestamptz), '-infinity')
 ORDER BY id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
 """)
 _LEASE_OF_DEVICE = text("SELECT job_id, fence FROM lease_device WHERE device_id = :device")
@@ -71,9 +71,9 @@ def renew(c: Connection, device_id: str, boot_id: str, held: Sequence[tuple[int,
 def reap(c: Connection, jitter: Callable[[], float], not_before: datetime | None = None) -> list[tuple[int, int]]:
     """Leases (job, fence) that had expired and are taken back: the job is retried or given up, its device `lost`.
 
-    At most 500 at once. None within one time to live of the database's start or of `not_before`, which a reaper sets to
-    its own start by `database_time`: while either was away nobody could renew. Also marks sweeps finished whose last jobs
-    ended at the same moment.
+    At most 500 at once. None within one time to live of the database's start, nor before `not_before`, which a reaper sets
+    to its own start by `database_time` plus one time to live: while either was away nobody could renew. Also marks sweeps
+    finished whose last jobs ended at the same moment.
     """
     journal = Journal()
     rows = c.execute(_EXPIRED, {"not_before": not_before, "limit": REAP_AT_ONCE}).all()
