@@ -25,6 +25,10 @@ STATEMENT_TIMEOUT_S: dict[Role, int] = {"api": 15, "fleet": 10, "worker": 10, "m
 IDLE_IN_TRANSACTION_TIMEOUT_S: dict[Role, int] = {"api": 10, "fleet": 10, "worker": 10, "migrate": 60}
 POOL_SIZE: dict[Role, int] = {"api": 10, "fleet": 4, "worker": 2, "migrate": 1}
 CONNECT_TIMEOUT_S = 5
+# The server's side of the same: without it a fleet whose box lost its power keeps the lead for TCP's two hours.
+SERVER_KEEPALIVES = (
+    "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 -c tcp_user_timeout=10000"
+)
 MIGRATION_LOCK = 0x0EFF111
 
 
@@ -45,6 +49,7 @@ def connect(url: str, role: Role) -> Engine:
     timeouts = (
         f"-c statement_timeout={STATEMENT_TIMEOUT_S[role] * 1000}"
         f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_S[role] * 1000}"
+        f" {SERVER_KEEPALIVES}"
     )
     arguments = {
         "application_name": f"effillm-{role}",

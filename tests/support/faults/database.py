@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import psycopg2
 import sqlalchemy
 from sqlalchemy.pool import NullPool
 
@@ -22,13 +24,19 @@ STOPS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT, "killed": signal.SI
 class Database:
     """Started at once. All methods belong to the main thread: the server dies with the thread that forked it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tcp_port: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
         self._embedded = EmbeddedPostgres(folder, folder / "postgres.log")
         self._service = self._embedded.prepare()
+        if tcp_port is not None:
+            with (folder / "postgres" / "pg_hba.conf").open("a") as access:
+                access.write("host all all 0.0.0.0/0 trust\n")
+            on_tcp = ("-c", "listen_addresses=0.0.0.0", "-c", f"port={tcp_port}")
+            self._service = replace(self._service, command=(*self._service.command, *on_tcp))
+        self._port = tcp_port or 5432
         self._process = spawn(self._service)
-        self._embedded.wait_until_ready(self._check)
+        self._wait_until_ready()
         migrate(self.url)
         self.engine = sqlalchemy.create_engine(
             self.url.replace("postgresql:", "postgresql+psycopg2:"), poolclass=NullPool,
@@ -38,11 +46,11 @@ class Database:
     @property
     def url(self) -> str:
         """Straight to the server, past every proxy."""
-        return self._embedded.url
+        return self._embedded.url + f"&port={self._port}"
 
     @property
     def socket(self) -> Path:
-        return Path(sqlalchemy.make_url(self.url).query["host"]) / ".s.PGSQL.5432"  # type: ignore[arg-type]
+        return Path(str(sqlalchemy.make_url(self.url).query["host"])) / f".s.PGSQL.{self._port}"
 
     @property
     def is_running(self) -> bool:
@@ -92,6 +100,18 @@ class Database:
         if self.is_running:
             self.stop("killed")
         self._embedded.remove_socket_directory()
+
+    def _wait_until_ready(self) -> None:
+        until = time.monotonic() + 60
+        while True:
+            try:
+                psycopg2.connect(self.url, connect_timeout=5).close()
+                return
+            except psycopg2.OperationalError:
+                if time.monotonic() > until:
+                    raise
+            self._check()
+            time.sleep(0.05)
 
     def _check(self) -> None:
         if not self.is_running:
