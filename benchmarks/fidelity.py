@@ -15,15 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,36 +26,14 @@ from typing import Any
 from effillm_server.catalog import load
 from effillm_server.contract.job import Cell
 from effillm_worker.fingerprint import detected, processors, threads
-from effillm_worker.measure.channel import COMMAND_FD, PROGRESS_FD, REPORT_FD
-from effillm_worker.measure.student import half_width
-from effillm_worker.witness import Instruments
+from effillm_worker.paired import Ratio, arm
 
-ARM = Path(__file__).parent / "arms" / "session_and_bare.py"
-REPOSITORY = Path(__file__).parents[1]
 BLOCK = 3
 FEWEST_PAIRS = 6
 HALF_WIDTH = 0.01
 INSIDE = (0.98, 1.02)
 OVERHEAD = 0.01
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """EffiLLM over bare loop: geometric mean of the pairs and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
-
-    @classmethod
-    def of(cls, logarithms: Sequence[float]) -> Ratio:
-        middle, half = statistics.fmean(logarithms), half_width(logarithms)
-        return cls(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
 
 
 @dataclass
@@ -129,77 +102,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compare(comparison: Comparison, options: argparse.Namespace, cache: Path) -> None:
     """Add pairs until every ratio is decided or `--max-pairs` are there."""
-    instruments = Instruments.of(detected("benchmark", with_cpu=True)[-1])
-    with _arm(_order(comparison, options, cache)) as (process, ask):
+    device = detected("benchmark", with_cpu=True)[-1]
+    with arm(device, _cell(comparison, options), cache, options.threads) as both:
+        both.ask("")
         told = time.monotonic()
         while not comparison.decided and comparison.pairs < options.max_pairs:
-            found: dict[str, dict[str, float]] = {}
-            for arm in ("session", "bare") if comparison.pairs % 2 else ("bare", "session"):
-                watch = instruments.watch(process.pid, instruments.energy())
-                if arm == "session":
-                    watch.open()
-                found[arm] = ask(f"{arm} {BLOCK}")
-                watch.close()
-            comparison.add(found["session"], found["bare"])
+            comparison.add(*both.pair(comparison.pairs, BLOCK))
             if comparison.pairs > 1 and time.monotonic() - told > 10:
                 told = time.monotonic()
                 print(f"  {_line(comparison)}", file=sys.stderr, flush=True)
 
 
-@contextmanager
-def _arm(order: dict[str, Any]) -> Iterator[tuple[subprocess.Popen[str], Any]]:
-    """The process with the model, and how to ask it for a block; its reports are read and dropped, as a parent would."""
-    command, commands = os.pipe()
-    reports, report = os.pipe()
-    progress = os.memfd_create("progress")
-    os.ftruncate(progress, 8)
-    process = subprocess.Popen(
-        [sys.executable, str(ARM), json.dumps(order)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), COMMAND_FD: str(command), REPORT_FD: str(report), PROGRESS_FD: str(progress)},
-        pass_fds=(command, report, progress), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    for descriptor in (command, report, progress):
-        os.close(descriptor)
-    drain = threading.Thread(target=_drain, args=(reports,))
-    drain.start()
-
-    def ask(line: str) -> dict[str, float]:
-        assert process.stdin and process.stdout
-        if line:
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
-        answer: dict[str, float] = json.loads(process.stdout.readline())
-        return answer
-
-    try:
-        ask("")
-        yield process, ask
-    finally:
-        process.communicate()
-        os.close(commands)
-        drain.join()
-
-
-def _drain(descriptor: int) -> None:
-    with os.fdopen(descriptor, "rb") as reports:
-        while reports.readline():
-            pass
-
-
-def _order(comparison: Comparison, options: argparse.Namespace, cache: Path) -> dict[str, Any]:
+def _cell(comparison: Comparison, options: argparse.Namespace) -> Cell:
     dtype = DTYPES.get(comparison.quantization, "float32")
-    cell = Cell(
+    return Cell(
         model=options.model, weights="synthetic", quantization=comparison.quantization, dtype=dtype, engine="transformers",
         runtime="default", hardware="cpu", batch_size=comparison.batch_size, sequence_length=options.sequence,
         workload="synthetic", generate_tokens=options.tokens,
     )  # fmt: skip
-    facts = load().models[options.model]
-    return {
-        "cell": cell.model_dump(mode="json"),
-        "threads": options.threads,
-        "cache_dir": str(cache),
-        "architecture": facts.architecture,
-    }
 
 
 def _line(comparison: Comparison) -> str:

@@ -1,6 +1,6 @@
 """One process with one loaded model that runs, as it is told, blocks of EffiLLM's own iterations or of a bare loop.
 
-Reads `session N` and `bare N` from standard input, answers each with one JSON line. Started by fidelity.py.
+Reads `session N` and `bare N` from standard input, answers each with one JSON line. Started by `effillm_worker.paired`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     cell = Cell.model_validate(order["cell"])
     engine = TransformersEngine()
     request = LoadRequest(
-        cell=cell, threads=order["threads"], device="cpu", cache_dir=order["cache_dir"], architecture=order["architecture"]
+        cell=cell, threads=order["threads"], device=order["device"], cache_dir=order["cache_dir"], architecture=order["architecture"]
     )  # fmt: skip
     engine.start(request)
     engine.load(request)
