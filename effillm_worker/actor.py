@@ -7,6 +7,7 @@ import queue as inbox
 import threading
 import traceback
 import uuid
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from effillm_worker.spool import Spool
 # How often an idle lane looks whether the ledger and it agree about the device.
 IDLE_CHECK_S = 2.0
 AFTER_ERROR_S = 1.0
+DELIVERED_REMEMBERED = 64
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class WorkerActor:
         self._inbox: inbox.SimpleQueue[Lease | None] = inbox.SimpleQueue()
         self._guard = threading.Lock()
         self._lease: Lease | None = None
+        # A fleet's call may arrive when its lease has long been delivered; measured again it would only be refused.
+        self._delivered: deque[tuple[int, int]] = deque(maxlen=DELIVERED_REMEMBERED)
         self._phase = "starting"
         self._progress: _Progress | None = None
         spool = Spool(self._settings.data_dir / "spool" / device_id)
@@ -71,11 +75,16 @@ class WorkerActor:
         event("actor.start", device=device_id, boot=self._who.boot_id, pid=os.getpid())
 
     def start(self, lease: dict[str, Any]) -> bool:
-        """Take a lease (as JSON) and return. False: busy with another one, or done for. The lease already held is taken as a repeat."""
+        """Take a lease (as JSON) and return. The lease already held is taken as a repeat.
+
+        False: busy with another one, done with this one, or superseded.
+        """
         wanted = Lease.model_validate(lease)
         if not self._lane.is_alive():
             return False
         with self._guard:
+            if (wanted.job_id, wanted.fence) in self._delivered:
+                return False
             held = self._lease
             if held is None:
                 self._lease = wanted
@@ -166,6 +175,7 @@ class WorkerActor:
         )  # fmt: skip
         with self._guard:
             self._lease = finished.next
+            self._delivered.append((lease.job_id, lease.fence))
         self._progress = None
         if finished.next is None and not (finished.accepted and follows):
             # Cancelled or superseded: the ledger holds the device back until it is attested.

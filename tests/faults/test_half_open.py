@@ -51,7 +51,7 @@ def test_the_server_asks_an_idle_client_within_seconds_whether_it_lives(database
         }
     engine.dispose()
     assert shown == {
-        "tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3", "tcp_user_timeout": "10s",
+        "tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3", "tcp_user_timeout": "10000",
     }  # fmt: skip
 
 

@@ -87,6 +87,17 @@ def test_a_lease_starts_at_once_and_is_measured_and_delivered(actor: WorkerActor
     assert list((Path(actor._settings.data_dir) / "spool" / "t4-test-0").iterdir()) == []
 
 
+def test_a_lease_that_arrives_again_after_its_delivery_is_not_measured_again(
+    actor: WorkerActor, engine: Engine
+) -> None:
+    (job_id,) = submit(engine, cell())
+    lease = grant(engine, actor)
+    wait_state(engine, job_id, JobState.MEASURED)
+    until("the actor is idle", lambda: actor.status()["job_id"] is None)
+    assert not actor.start(lease.model_dump(mode="json"))
+    assert actor.status()["job_id"] is None
+
+
 def test_the_cells_of_a_group_are_measured_in_one_child_each_lease_with_the_last_report(
     actor: WorkerActor, engine: Engine
 ) -> None:
