@@ -6,17 +6,37 @@ request: a batch of b sequences is b requests that start and end together. Marke
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
+from effillm_server.analysis.rows import AXES
+from effillm_server.analysis.rows import COLUMN_TYPES as ROW_TYPES
 from effillm_server.analysis.series import Series, series
 from effillm_server.errors import BadInput
 from effillm_server.records import ResultRecord
 
 MS = 1e3
+
+
+class Dialect(StrEnum):
+    """A tool whose words are spoken."""
+
+    VLLM = "vllm"
+    AIPERF = "aiperf"
+    GUIDELLM = "guidellm"
+    LLAMA_BENCH = "llama-bench"
+    MLPERF = "mlperf"
+
+
+# One line per number in exports: which result it belongs to, then the number and what it means.
+COLUMN_TYPES: dict[str, type] = {
+    **{name: ROW_TYPES[name] for name in ("sweep", "job", "verdict", "simulated", *AXES, "repeat")},
+    "dialect": str, "name": str, "value": float, "unit": str, "definition": str,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,13 @@ def dialect(name: str, result: ResultRecord) -> list[dict[str, Any]]:
     cell = result.job.cell
     record = Record(measured, cell.batch_size, cell.generate_tokens, measured.prompt_tokens_per_batch or 0.0)
     return [asdict(number) for number in DIALECTS[name](record)]
+
+
+def lines(name: str, row: Mapping[str, Any], result: ResultRecord) -> Iterator[dict[str, Any]]:
+    """The numbers of one result as lines with the columns of COLUMN_TYPES; none for a job without a measurement."""
+    identity = {column: row[column] for column in COLUMN_TYPES if column in row}
+    for number in dialect(name, result):
+        yield identity | number
 
 
 def _vllm(record: Record) -> list[Number]:
@@ -149,11 +176,11 @@ def _mlperf(record: Record) -> list[Number]:
 
 
 DIALECTS: dict[str, Callable[[Record], list[Number]]] = {
-    "vllm": _vllm,
-    "aiperf": _aiperf,
-    "guidellm": _guidellm,
-    "llama-bench": _llama_bench,
-    "mlperf": _mlperf,
+    Dialect.VLLM: _vllm,
+    Dialect.AIPERF: _aiperf,
+    Dialect.GUIDELLM: _guidellm,
+    Dialect.LLAMA_BENCH: _llama_bench,
+    Dialect.MLPERF: _mlperf,
 }
 
 

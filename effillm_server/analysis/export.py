@@ -46,13 +46,18 @@ def to_json(rows: Iterable[Row], stream: TextIO, columns: Sequence[str] = COLUMN
     stream.write("\n]\n")
 
 
-def to_parquet(rows: Iterable[Row], stream: IO[bytes], columns: Sequence[str] = COLUMNS) -> None:
-    """Write `rows` as Parquet; every column has its type even where all of it is empty."""
+def to_parquet(
+    rows: Iterable[Row],
+    stream: IO[bytes],
+    columns: Sequence[str] = COLUMNS,
+    types: Mapping[str, type] = COLUMN_TYPES,
+) -> None:
+    """Write `rows` as Parquet; every column has its type (text where `types` has none) even where all of it is empty."""
     import pyarrow as pa  # large, and needed for this format only
     import pyarrow.parquet as pq
 
     arrow = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list: pa.list_(pa.string())}
-    schema = pa.schema([(column, arrow[COLUMN_TYPES.get(column, str)]) for column in columns])
+    schema = pa.schema([(column, arrow[types.get(column, str)]) for column in columns])
     batch: list[dict[str, Any]] = []
     with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
         for row in rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from itertools import chain
 from typing import IO, Annotated, Any, TextIO, cast
@@ -10,13 +10,14 @@ from typing import IO, Annotated, Any, TextIO, cast
 from fastapi import APIRouter, Query
 from starlette.responses import StreamingResponse
 
-from effillm_server.analysis import export
+from effillm_server.analysis import dialects, export
+from effillm_server.analysis.dialects import Dialect
 from effillm_server.analysis.rows import COLUMN_TYPES
 from effillm_server.api import examples
 from effillm_server.api.auth import Authenticated
 from effillm_server.api.documented import problems, raw
 from effillm_server.api.pipe import Sink, chunks_of
-from effillm_server.api.rows import Asked, Rows, stream
+from effillm_server.api.rows import Asked, Rows, dialect_lines, stream
 from effillm_server.api.services import Served, SweepId, sweep_of
 from effillm_server.api.views import FrontierView, PageView
 from effillm_server.ledger import queries
@@ -35,21 +36,22 @@ MEDIA_TYPES = {
     Format.CSV: "text/csv; charset=utf-8",
     Format.PARQUET: "application/vnd.apache.parquet",
 }
-WRITERS: dict[Format, Callable[[Rows, Sink], None]] = {
-    Format.JSON: lambda rows, sink: export.to_json(rows, cast(TextIO, sink)),
-    Format.CSV: lambda rows, sink: export.to_csv(rows, cast(TextIO, sink)),
-    Format.PARQUET: lambda rows, sink: export.to_parquet(rows, cast("IO[bytes]", sink)),
+Types = Mapping[str, type]
+WRITERS: dict[Format, Callable[[Rows, Sink, Types], None]] = {
+    Format.JSON: lambda rows, sink, types: export.to_json(rows, cast(TextIO, sink), tuple(types)),
+    Format.CSV: lambda rows, sink, types: export.to_csv(rows, cast(TextIO, sink), tuple(types)),
+    Format.PARQUET: lambda rows, sink, types: export.to_parquet(rows, cast("IO[bytes]", sink), tuple(types), types),
 }
 
 _JSON_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array"}
-ROWS_SCHEMA: dict[str, Any] = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "properties": {name: {"type": [_JSON_NAMES[kind], "null"]} for name, kind in COLUMN_TYPES.items()},
-        "additionalProperties": False,
-    },
-}
+
+
+def _schema(types: Types) -> dict[str, Any]:
+    properties = {name: {"type": [_JSON_NAMES[kind], "null"]} for name, kind in types.items()}
+    return {"type": "array", "items": {"type": "object", "properties": properties, "additionalProperties": False}}
+
+
+ROWS_SCHEMA: dict[str, Any] = {"anyOf": [_schema(COLUMN_TYPES), _schema(dialects.COLUMN_TYPES)]}
 
 
 @router.get(
@@ -59,7 +61,8 @@ ROWS_SCHEMA: dict[str, Any] = {
     responses={
         **problems(404),
         200: {
-            "description": "one row per job, in the sweep's order; the same names in every format",
+            "description": "one row per job, in the sweep's order; the same names in every format. "
+            "With `dialect`: one line per number, with its unit and definition",
             "content": {
                 **raw("application/json", [examples.ROW], "", ROWS_SCHEMA)["content"],
                 **raw("text/csv", examples.ROWS_CSV, "")["content"],
@@ -74,14 +77,23 @@ def rows_of(
     sweep_id: SweepId,
     filters: Asked,
     format: Annotated[Format, Query(description="json, csv or parquet")] = Format.JSON,
+    dialect: Annotated[
+        Dialect | None,
+        Query(description="instead of rows, the numbers as another tool names and defines them, a line each"),
+    ] = None,
 ) -> StreamingResponse:
     """Streamed while it is read, so that a sweep of any size needs little memory on either side."""
     with served.reading() as connection:
         sweep_of(connection, sweep_id)
-    chunks = chunks_of(lambda sink: WRITERS[format](stream(served, sweep_id, filters), sink))
+    if dialect is None:
+        rows, types, name = stream(served, sweep_id, filters), COLUMN_TYPES, sweep_id
+    else:
+        rows, types = dialect_lines(served, sweep_id, filters, dialect), dialects.COLUMN_TYPES
+        name = f"{sweep_id}-{dialect}"
+    chunks = chunks_of(lambda sink: WRITERS[format](rows, sink, types))
     # The first chunk before the status line: a database that is away is still told as a problem.
     first = next(chunks, b"")
-    headers = {"Content-Disposition": f'attachment; filename="{sweep_id}.{format}"'}
+    headers = {"Content-Disposition": f'attachment; filename="{name}.{format}"'}
     return StreamingResponse(_closing(first, chunks), headers=headers, media_type=MEDIA_TYPES[format])
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Query
 
+from effillm_server.analysis import dialects
 from effillm_server.analysis.filters import FILTERABLE, Filters, matching, parse_filters
 from effillm_server.analysis.rows import row
 from effillm_server.api.services import Services
@@ -67,3 +68,14 @@ def stream(served: Services, sweep_id: str, filters: Filters, make: MakeRow = ro
         if len(results) < PAGE:
             return
         behind = results[-1].job.ordinal
+
+
+def dialect_lines(served: Services, sweep_id: str, filters: Filters, dialect: str) -> Rows:
+    """The numbers of a sweep's measured jobs in the words of another tool, one line each."""
+
+    def with_lines(result: ResultRecord, ceiling: Mapping[str, Any] | None) -> Row:
+        made = row(result, ceiling)
+        return made | {"lines": list(dialects.lines(dialect, made, result))}
+
+    for made in stream(served, sweep_id, filters, with_lines):
+        yield from made["lines"]

@@ -59,23 +59,27 @@ def results(
     stat: Annotated[
         Stat | None, typer.Option(help="In the table, this statistic of every metric.", show_default=False)
     ] = None,
+    dialect: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOOL",
+            help="Instead of rows: the numbers as vllm, aiperf, guidellm, llama-bench or mlperf define them.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show or save the result rows of a sweep."""
     form = Format.JSON if as_json else form
-    if stat is not None and form is not Format.TABLE:
-        raise BadInput(f"{form} has every statistic in a column of its own: --stat is for the table", field="stat")
-    if frontier and (filters or sort or stat):
-        raise BadInput("--frontier stands alone: it has no rows to filter or sort", field="frontier")
+    _check(form, frontier=frontier, filtered=bool(filters), sort=sort, stat=stat, dialect=dialect)
     server = client(context)
-    wanted = Wanted(server.sweep_id(sweep), tuple(filters or ()), sort, descending)
+    wanted = Wanted(server.sweep_id(sweep), tuple(filters or ()), sort, descending, dialect)
     if frontier:
         show_frontier(server, wanted.sweep_id, form, output)
     elif form is Format.TABLE:
         if output is not None:
             raise BadInput("a table goes to the terminal only: add --format csv, json or parquet", field="format")
-        rows = sorted_rows(server, wanted)
-        tables.results(rows) if stat is None else insight_tables.statistics(rows, str(stat))
+        show_table(server, wanted, stat)
     elif output is not None:
         with replacing(output) as stream:
             write(server, wanted, form, stream)
@@ -87,6 +91,18 @@ def results(
         sys.stdout.buffer.flush()
 
 
+def _check(
+    form: Format, *, frontier: bool, filtered: bool, sort: str | None, stat: Stat | None, dialect: str | None
+) -> None:
+    """Raises BadInput for options that contradict each other."""
+    if stat is not None and form is not Format.TABLE:
+        raise BadInput(f"{form} has every statistic in a column of its own: --stat is for the table", field="stat")
+    if frontier and (filtered or sort or stat):
+        raise BadInput("--frontier stands alone: it has no rows to filter or sort", field="frontier")
+    if dialect is not None and (frontier or sort or stat):
+        raise BadInput("--dialect has lines of its own: leave out --frontier, --sort and --stat", field="dialect")
+
+
 @dataclass(frozen=True)
 class Wanted:
     """Which rows of which sweep, in which order; by default all in the sweep's own."""
@@ -95,6 +111,7 @@ class Wanted:
     filters: tuple[str, ...] = ()
     sort: str | None = None
     descending: bool = False
+    dialect: str | None = None
 
 
 def export(server: Client, sweep_id: str, form: Format, file: Path) -> None:
@@ -107,7 +124,7 @@ def write(server: Client, wanted: Wanted, form: Format, stream: IO[bytes]) -> No
     """Writes the rows as they come; sorted ones have to be there first."""
     path, filters = f"/v1/sweeps/{wanted.sweep_id}/results", list(wanted.filters)
     if wanted.sort is None:
-        server.download(path, stream, format=str(form), filter=filters)
+        server.download(path, stream, format=str(form), filter=filters, dialect=wanted.dialect)
         return
     from effillm_server.analysis import export as files
 
@@ -122,10 +139,22 @@ def write(server: Client, wanted: Wanted, form: Format, stream: IO[bytes]) -> No
 
 def sorted_rows(server: Client, wanted: Wanted) -> list[dict[str, Any]]:
     """The rows, all of them, in the order that is wanted."""
-    rows = server.get(f"/v1/sweeps/{wanted.sweep_id}/results", format="json", filter=list(wanted.filters))
+    path = f"/v1/sweeps/{wanted.sweep_id}/results"
+    rows = server.get(path, format="json", filter=list(wanted.filters), dialect=wanted.dialect)
     if wanted.sort is None:
         return list(rows)
     return insight_tables.in_order(rows, wanted.sort, descending=wanted.descending)
+
+
+def show_table(server: Client, wanted: Wanted, stat: Stat | None) -> None:
+    """The rows as a table: the headline figures, one statistic of every metric, or the words of another tool."""
+    rows = sorted_rows(server, wanted)
+    if wanted.dialect is not None:
+        tables.dialect(rows)
+    elif stat is not None:
+        insight_tables.statistics(rows, str(stat))
+    else:
+        tables.results(rows)
 
 
 def show_frontier(server: Client, sweep_id: str, form: Format, output: Path | None) -> None:

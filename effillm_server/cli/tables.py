@@ -138,6 +138,21 @@ def verdict(row: Record) -> str:
     return f"{row['verdict']}{': ' if codes else ''}{codes}{', simulated' if row.get('simulated') else ''}"
 
 
+def dialect(lines: Iterable[Record]) -> None:
+    """Numbers in the words of another tool, each with what it means there."""
+    print_table(
+        (">job", "~model", "quant", ">batch", "name", ">value", "unit", "~definition"),
+        (
+            (
+                number["job"], model(number["model"]), number["quantization"], number["batch_size"], number["name"],
+                "" if number["value"] is None else f"{number['value']:.6g}", number["unit"], number["definition"],
+            )
+            for number in lines
+        ),
+        empty="nothing has been measured yet",
+    )  # fmt: skip
+
+
 def devices(records: Iterable[Record]) -> None:
     """The lab: every device, what it does, why it does not."""
     print_table(

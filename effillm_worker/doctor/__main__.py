@@ -102,7 +102,7 @@ def _ceiling(visit: Visit) -> dict[str, Any]:
             known = ceilings.measure(visit.device, visit.settings, fingerprint, within_s=left / 2)
         except ceilings.NoCeiling as error:
             return {"not_measured": str(error)}
-        source = "measured now"
+        source = report.NOW
     rates = {name: value for name, value in known.items() if name != "not_measured"}
     return rates | {"not_measured_dtypes": known.get("not_measured", {}), "source": source}
 

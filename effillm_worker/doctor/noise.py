@@ -23,6 +23,7 @@ from effillm_worker.bench import Bench
 
 MODEL = "EleutherAI/pythia-70m"
 FEWEST = 2
+HOPE = "end other load, or give it more time with --measure"
 CONFIDENCE = 0.95
 # Long enough for the clock, short enough for several processes in a minute.
 SEQUENCE, TOKENS, BATCH = 64, 16, 1
@@ -102,7 +103,7 @@ def measure(
         done.append(process)
         say(f"process {len(done)}: {process.throughput_tok_s:.2f} tok/s, {process.verdict}, {process.seconds:.0f} s")
     if len(done) < FEWEST:
-        raise NotMeasured(f"only {len(done)} of at least {FEWEST} processes came to an end in the time: try --measure")
+        raise NotMeasured(f"only {len(done)} of at least {FEWEST} processes came to an end in the time: {HOPE}")
     return summary(done, describe(cell_of(device)))
 
 
@@ -125,7 +126,7 @@ def one_process(device: DeviceDeclaration, settings: Settings, within_s: float) 
         alarm.cancel()
         bench.discard()
     if not isinstance(outcome, Measured):
-        return getattr(outcome, "message", f"a process took longer than the {within_s:.0f} s that were left")
+        return getattr(outcome, "message", f"a process took longer than the {within_s:.0f} s that were left: {HOPE}")
     counted = [
         throughput_tok_s(sample.timestamps_ns, BATCH)
         for sample in outcome.samples

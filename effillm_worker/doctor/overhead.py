@@ -12,7 +12,7 @@ from typing import Any
 
 from effillm_server.contract.fingerprint import DeviceDeclaration
 from effillm_server.settings import Settings
-from effillm_worker.doctor.noise import NotMeasured, cell_of, describe
+from effillm_worker.doctor.noise import HOPE, NotMeasured, cell_of, describe
 from effillm_worker.isolate import lock_file
 from effillm_worker.paired import Arm, ArmEnded, Ratio, arm
 from effillm_worker.supervisor import take_lock
@@ -75,7 +75,7 @@ def measure(device: DeviceDeclaration, settings: Settings, until: float, say: Ca
     finally:
         os.close(lock)
     if len(logarithms) < 2:
-        raise NotMeasured(f"{len(logarithms)} pairs came to an end in the time: try --measure")
+        raise NotMeasured(f"{len(logarithms)} pairs came to an end in the time: {HOPE}")
     return Overhead(describe(cell), len(logarithms), Ratio.of(logarithms))
 
 

@@ -11,6 +11,8 @@ from effillm_server.contract.units import format_bytes
 from effillm_worker.doctor.sight import Check
 from effillm_worker.doctor.steadiness import Advice
 
+NOW = "measured now"
+LOAD = ("other load", "steal")
 SKIPPED = "not asked for (--quick)"
 
 
@@ -43,7 +45,7 @@ def lines(document: Mapping[str, Any], checks: Iterable[Check], advice: Iterable
     yield f"   * the one looked at below; its {'GPU' if document['is_gpu'] else 'processors'} and this box"
     yield ""
     yield "What can be watched"
-    checks = list(checks)
+    checks, advice = list(checks), list(advice)
     width = max(len(check.name) for check in checks)
     for check in checks:
         yield f"   {check.name:{width}}  {check.text}"
@@ -57,9 +59,10 @@ def lines(document: Mapping[str, Any], checks: Iterable[Check], advice: Iterable
             yield f"   not measured: {found['not_measured']}"
         else:
             yield from show(found)
+        if name == "ceiling" and found.get("source") == NOW and any(each.topic in LOAD for each in advice):
+            yield "   measured beside other load, so it may be too low and MBU and MFU too high: --measure takes it anew"
     yield ""
     yield "For steadier numbers"
-    advice = list(advice)
     for each in advice:
         yield f"   {each.topic}: {each.found}; {each.change}"
     if not advice:

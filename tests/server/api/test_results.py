@@ -7,8 +7,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from effillm_server.analysis import dialects
 from effillm_server.analysis.rows import COLUMNS
 from effillm_server.api import rows as pages_of_rows
+from effillm_server.contract.outcome import Conditions
 from tests.support.api import Api, add_device, finish, lease, measured
 
 
@@ -89,3 +91,54 @@ def test_the_frontier_names_the_largest_cells_that_ran(api: Api, sweep_id: str) 
     (entry,) = api.http.get(f"/v1/sweeps/{sweep_id}/frontier").json()["items"]
     assert entry["model"] == "EleutherAI/pythia-70m"
     assert entry["hardware"] == "cpu"
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "aiperf", "guidellm", "llama-bench", "mlperf"])
+def test_the_words_of_another_tool_come_a_line_each_with_their_meaning(api: Api, sweep_id: str, dialect: str) -> None:
+    answer = api.http.get(f"/v1/sweeps/{sweep_id}/results", params={"dialect": dialect})
+    lines = answer.json()
+    assert f'filename="{sweep_id}-{dialect}.json"' in answer.headers["content-disposition"]
+    assert lines and all(tuple(line) == tuple(dialects.COLUMN_TYPES) for line in lines)
+    assert all(line["dialect"] == dialect and line["unit"] and line["definition"] for line in lines)
+    # Only the measured job has numbers.
+    assert len({line["job"] for line in lines}) == 1
+
+
+def test_a_number_of_a_dialect_is_the_row_s_by_its_definition(api: Api, sweep_id: str) -> None:
+    lines = api.http.get(f"/v1/sweeps/{sweep_id}/results", params={"dialect": "vllm"}).json()
+    (row,) = [row for row in rows(api, sweep_id) if row["state"] == "measured"]
+    (ttft,) = [line for line in lines if line["name"] == "mean_ttft_ms"]
+    assert ttft["value"] == pytest.approx(1000 * row["ttft_in_run_s_mean"])
+
+
+def test_a_dialect_has_the_same_lines_in_every_format_and_heeds_filters(api: Api, sweep_id: str) -> None:
+    path, asked = f"/v1/sweeps/{sweep_id}/results", {"dialect": "mlperf"}
+    lines = api.http.get(path, params=asked).json()
+    table = list(csv.DictReader(io.StringIO(api.http.get(path, params=asked | {"format": "csv"}).text)))
+    parquet = pq.read_table(io.BytesIO(api.http.get(path, params=asked | {"format": "parquet"}).content))
+    assert [line["name"] for line in table] == [line["name"] for line in lines] == parquet.column("name").to_pylist()
+    assert [float(line["value"]) for line in table] == parquet.column("value").to_pylist()
+    other = {1: 4, 4: 1}[lines[0]["batch_size"]]
+    assert api.http.get(path, params=asked | {"filter": f"batch_size={other}"}).json() == []
+
+
+def test_an_unknown_dialect_is_refused_naming_those_that_exist(api: Api, sweep_id: str) -> None:
+    answer = api.http.get(f"/v1/sweeps/{sweep_id}/results", params={"dialect": "esperanto"})
+    assert answer.status_code == 422
+    assert all(name in answer.json()["detail"] for name in dialects.DIALECTS)
+
+
+def test_a_job_shows_raw_timestamps_memory_account_and_what_was_not_watched(api: Api) -> None:
+    api.submit()
+    add_device(api.engine)
+    held = lease(api.engine)
+    outcome = measured(held)
+    memory = outcome.memory.model_copy(update={"account": {"weights_bytes": 5, "kv_cache_predicted_bytes": 7}})
+    conditions = Conditions(watched={"others_cpus": 0.01}, not_watched={"processor_clock": "no cpufreq"})
+    finish(api.engine, held, outcome.model_copy(update={"memory": memory, "conditions": conditions}))
+    result = api.http.get(f"/v1/jobs/{held.job_id}").json()["result"]
+    assert [tuple(sample["timestamps_ns"]) for sample in result["samples"]] == [
+        s.timestamps_ns for s in outcome.samples
+    ]
+    assert result["measurement"]["memory"]["account"]["kv_cache_predicted_bytes"] == 7
+    assert result["measurement"]["conditions"]["not_watched"] == {"processor_clock": "no cpufreq"}

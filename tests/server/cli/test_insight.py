@@ -127,8 +127,9 @@ def test_a_comparison_fails_when_a_cell_is_slower_than_allowed(lab: Lab, effillm
     assert "-87.5%" in done.out
     assert "slower:3%: 1 of 1 cells meet it" in done.out
     assert "differs on purpose: batch_size is 8 in A, 1 in B" in done.out
-    better = effillm("compare", *reversed(sides), "--fail-if", "slower:3%", "--json")
+    better = effillm("compare", *reversed(sides), "--fail-if", "slower:3%", "--noise-floor", "2%", "--json")
     assert better.code == 0
+    assert "2.0% sd" in json.loads(better.out)["remarks"][1]
     assert json.loads(better.out)["counts"] == {"faster": 1, "slower": 0, "same": 0, "unsure": 0}
 
 
@@ -177,6 +178,15 @@ def test_a_statistic_of_every_metric_makes_a_table(lab: Lab, effillm: Command) -
     assert "66.67" in done.out
     assert "10 ms" in effillm("results", lab.full, "--stat", "p95").out
     refused(effillm("results", lab.full, "--stat", "median", "--format", "csv"), "--stat is for the table")
+
+
+def test_the_words_of_another_tool_are_printed_and_saved_with_their_meaning(lab: Lab, effillm: Command) -> None:
+    assert "first token - request start; mean" in effillm("results", lab.full, "--dialect", "vllm").out
+    assert effillm("results", lab.full, "--dialect", "llama-bench", "--format", "csv", "-o", "x.csv").code == 0
+    with Path("x.csv").open() as file:
+        assert {line["dialect"] for line in csv.DictReader(file)} == {"llama-bench"}
+    refused(effillm("results", lab.full, "--dialect", "esperanto"), "vllm")
+    refused(effillm("results", lab.full, "--dialect", "vllm", "--stat", "p95"), "--dialect has lines of its own")
 
 
 def test_a_run_without_a_report_says_why(lab: Lab, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

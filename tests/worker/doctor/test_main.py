@@ -83,6 +83,9 @@ def test_a_whole_report_reads_as_sentences() -> None:
     }  # fmt: skip
     check = report.Check("energy", can=False, why="nobody counts", change="a counter")
     text = "\n".join(report.lines(document, [check], []))
+    busy = report.Advice("other load", "a backup runs", "wait")
+    assert "--measure takes it anew" in "\n".join(report.lines(document, [check], [busy]))
+    assert "takes it anew" not in text
     for part in (
         "energy  no, because nobody counts; to change that: a counter", "copy            20.0 GB/s", "2.00 %: two runs",
         "95 % interval 1.00 to 5.00 %, from 2 fresh processes", "steal: 9 %", "undecided: +0.40 %", "nothing to change",
