@@ -46,6 +46,12 @@ class Drawn(StrEnum):
 
 
 IncludeInvalid = Annotated[bool, Query(description="count in rows whose conditions made them invalid")]
+NoiseFloor = Annotated[
+    float | None,
+    Query(
+        gt=0, lt=1, description="standard deviation of the ratio of two runs of a cell, as `effillm doctor` finds it"
+    ),
+]
 FigureName = Annotated[
     str,
     Path(min_length=1, max_length=100, description="name of a figure", examples=[insight_examples.FIGURE]),
@@ -69,14 +75,20 @@ PICTURES: dict[Drawn, tuple[str, Any, dict[str, Any]]] = {
     "/sweeps/{sweep_id}/analysis", summary="What a sweep shows", response_model=AnalysisView, responses=problems(404)
 )
 def analysis(
-    served: Served, who: Authenticated, sweep_id: SweepId, filters: Asked, include_invalid: IncludeInvalid = False
+    served: Served,
+    who: Authenticated,
+    sweep_id: SweepId,
+    filters: Asked,
+    include_invalid: IncludeInvalid = False,
+    noise_floor: NoiseFloor = None,
 ) -> Response:
     """Fits, efficiencies, frontier, claims and findings. Without a valid row the lists are empty and `remark` says why."""
     with served.desk.turn():
         from effillm_server.analysis import analyse
 
         found = gather(served, sweep_id, filters)
-        return _answer(analyse(found.rows, facts_of(served, found), include_invalid=include_invalid))
+        facts = facts_of(served, found, noise_floor=noise_floor)
+        return _answer(analyse(found.rows, facts, include_invalid=include_invalid))
 
 
 @router.get(
@@ -131,6 +143,7 @@ def figure(
     series: Series = None,
     theme: Theme = Theme.LIGHT,
     include_invalid: IncludeInvalid = False,
+    noise_floor: NoiseFloor = None,
     strict: Annotated[bool, Query(description="a problem instead of a frame when the rows cannot fill it")] = False,
 ) -> Response:
     """Drawn on the spot from the rows there are, also while the sweep still runs."""
@@ -138,7 +151,7 @@ def figure(
         from effillm_server.figures import MEDIA_TYPES, chart, render
 
         found = gather(served, sweep_id, filters)
-        options = _options(served, found, include_invalid=include_invalid, series=series, theme=str(theme))
+        options = _options(served, found, noise_floor, include_invalid=include_invalid, series=series, theme=str(theme))
         spec = chart(name, found.rows, options)
         lacking = spec["usermeta"]["not_enough"]
         if strict and lacking is not None:
@@ -165,13 +178,14 @@ def report(
         bool, Query(description="live charts; the page then carries the code that draws them")
     ] = False,
     include_invalid: IncludeInvalid = False,
+    noise_floor: NoiseFloor = None,
 ) -> Response:
     """To be saved and read anywhere, also without a network."""
     with served.desk.turn():
         from effillm_server.figures import report as written
 
         found = gather(served, sweep_id, filters)
-        options = _options(served, found, include_invalid=include_invalid)
+        options = _options(served, found, noise_floor, include_invalid=include_invalid)
         page = written(found.sweep, found.rows, options, interactive=interactive).encode()
     headers = {
         "Content-Security-Policy": LIVE if interactive else STYLED,
@@ -199,6 +213,7 @@ def compare(
         Query(max_length=20, description="axes that differ on purpose; none: those that differ as a whole"),
     ] = None,
     include_invalid: IncludeInvalid = False,
+    noise_floor: NoiseFloor = None,
     fail_if: Annotated[
         str | None, Query(max_length=100, description="mark the cells that meet this, such as `slower:3%`")
     ] = None,
@@ -210,7 +225,7 @@ def compare(
         from effillm_server.analysis.compare import compare as compared
 
         first, second = (gather(served, sweep_id, own | filters) for sweep_id, own in sides)
-        facts = facts_of(served, first, second)
+        facts = facts_of(served, first, second, noise_floor=noise_floor)
         options = Options(metric, margin, tuple(across) if across else None, include_invalid, facts)
         result = compared(first.rows, second.rows, options)
         tripped = fails(result, _readable(fail_if, result)) if fail_if is not None else []
@@ -250,13 +265,14 @@ def recommendations(served: Served, who: Authenticated, wanted: RecommendationRe
             max_hourly_usd=wanted.max_hourly_usd,
             min_throughput_tok_s=wanted.min_throughput,
         )
-        return _answer(recommend(found.rows, str(wanted.aim), limits, facts_of(served, found)))
+        facts = facts_of(served, found, noise_floor=wanted.noise_floor)
+        return _answer(recommend(found.rows, str(wanted.aim), limits, facts))
 
 
-def _options(served: Services, found: Gathered, **chosen: Any) -> Options:
+def _options(served: Services, found: Gathered, noise_floor: float | None = None, **chosen: Any) -> Options:
     from effillm_server.figures import Options
 
-    return Options(filters=found.filters, facts=facts_of(served, found), **chosen)
+    return Options(filters=found.filters, facts=facts_of(served, found, noise_floor=noise_floor), **chosen)
 
 
 def _side(of: Gathered) -> dict[str, Any]:

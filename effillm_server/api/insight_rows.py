@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from effillm_server import catalog
@@ -70,11 +70,13 @@ def gather(served: Services, sweep_id: str, filters: Filters) -> Gathered:
     return Gathered(sweep, filters, kept)
 
 
-def facts_of(served: Services, *sides: Gathered) -> Facts:
-    """Sizes of the models, prices of the lab."""
+def facts_of(served: Services, *sides: Gathered, noise_floor: float | None = None) -> Facts:
+    """Sizes of the models, prices of the lab, and the noise floor where the caller knows the machine's."""
     from effillm_server.analysis import Facts
 
     known = Facts.from_catalog(catalog.prices(served.settings.prices))
+    if noise_floor is not None:
+        known = replace(known, noise_floor=noise_floor, noise_floor_source="as given")
     return known.with_sizes_of(row for side in sides for row in side.rows)
 
 

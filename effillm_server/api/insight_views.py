@@ -130,6 +130,9 @@ class RecommendationRequest(BaseModel):
     max_purchase_usd: Positive | None = Field(None, description="price of the device")
     max_hourly_usd: Positive | None = Field(None, description="price of the device per hour")
     min_throughput: Positive | None = Field(None, description="tokens per second")
+    noise_floor: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="standard deviation of the ratio of two runs of a cell, as `effillm doctor` finds it"
+    )
     filters: list[Annotated[str, Field(max_length=2000)]] = Field(
         [], max_length=32, description="only rows with these values, `axis=value` or `axis=value,value`"
     )

@@ -21,6 +21,15 @@ IncludeInvalid = Annotated[
     bool, typer.Option("--include-invalid", help="Count in rows whose conditions made them invalid.")
 ]
 
+NoiseFloor = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE",
+        help="By how much two runs of a cell differ on this machine, as `effillm doctor` finds it.",
+        show_default=False,
+    ),
+]
+
 
 class Theme(StrEnum):
     LIGHT = "light"
@@ -46,12 +55,12 @@ def report(
     ] = False,
     filters: Filters = None,
     include_invalid: IncludeInvalid = False,
+    noise_floor: NoiseFloor = None,
 ) -> None:
     """Write the report of a sweep: one HTML file with findings, figures, fits and what they rest on."""
     server = client(context).patient()
-    save_report(
-        server, server.sweep_id(sweep), output, interactive=interactive, filter=filters, include_invalid=include_invalid
-    )
+    chosen = {"filter": filters, "include_invalid": include_invalid, "noise_floor": share(noise_floor, "noise_floor")}
+    save_report(server, server.sweep_id(sweep), output, interactive=interactive, **chosen)
     say(f"wrote {output}")
 
 
@@ -80,6 +89,7 @@ def figure(
     ] = None,
     theme: Annotated[Theme, typer.Option(help="Colours.")] = Theme.LIGHT,
     include_invalid: IncludeInvalid = False,
+    noise_floor: NoiseFloor = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Draw a figure of a sweep, or list the figures and what each needs."""
@@ -93,7 +103,7 @@ def figure(
         return
     if "/" in name:
         raise BadInput(f"{name!r} is no name of a figure: `effillm figure SWEEP` lists them", field="NAME")
-    file = output or Path(f"{name}.svg")
+    file, noise = output or Path(f"{name}.svg"), share(noise_floor, "noise_floor")
     if file.suffix.lower() not in PICTURES:
         raise BadInput(
             f"{file} does not say what to draw: end its name with {', '.join(PICTURES[:-1])} or {PICTURES[-1]}",
@@ -101,7 +111,7 @@ def figure(
         )
     path = f"/v1/sweeps/{server.sweep_id(sweep)}/figures/{name}{file.suffix.lower()}"
     with replacing(file) as stream:
-        server.download(path, stream, series=series, theme=str(theme), strict=True, **common)
+        server.download(path, stream, series=series, theme=str(theme), strict=True, noise_floor=noise, **common)
     print_json({"file": str(file), "figure": name}) if as_json else say(f"wrote {file}")
 
 
@@ -117,6 +127,7 @@ def compare(
     ] = None,
     filters: Filters = None,
     include_invalid: IncludeInvalid = False,
+    noise_floor: NoiseFloor = None,
     fail_if: Annotated[
         str | None,
         typer.Option(metavar="VERDICT:SHARE", help="Exit 1 when a cell meets this, such as slower:3%.", show_default=False),
@@ -130,10 +141,11 @@ def compare(
         a=side(server, a),
         b=side(server, b),
         metric=metric,
-        margin=share(margin),
+        margin=share(margin, "margin"),
         across=across or None,
         filter=filters,
         include_invalid=include_invalid,
+        noise_floor=share(noise_floor, "noise_floor"),
         fail_if=fail_if,
     )
     print_json(found) if as_json else insight_tables.comparison(found)
@@ -164,6 +176,7 @@ def recommend(
         float | None, typer.Option(metavar="TOK/S", help="Tokens per second.", show_default=False)
     ] = None,
     filters: Filters = None,
+    noise_floor: NoiseFloor = None,
     as_json: AsJson = False,
 ) -> None:
     """Choose what to deploy among what a sweep has measured. Exit code 1 when nothing keeps all limits."""
@@ -171,10 +184,11 @@ def recommend(
     limits = {
         "max_memory": max_memory,
         "max_ttft": max_ttft,
-        "max_quality_loss": None if max_quality_loss is None else share(max_quality_loss, "max_quality_loss"),
+        "max_quality_loss": share(max_quality_loss, "max_quality_loss"),
         "max_purchase_usd": max_purchase,
         "max_hourly_usd": max_hourly,
         "min_throughput": min_throughput,
+        "noise_floor": share(noise_floor, "noise_floor"),
     }
     wanted = {"sweep": server.sweep_id(sweep), "aim": str(aim), "filters": filters or []}
     found = server.post("/v1/recommendations", wanted | {k: v for k, v in limits.items() if v is not None})
@@ -189,8 +203,10 @@ def side(server: Client, given: str) -> str:
     return f"{server.sweep_id(sweep)}{colon}{filters}"
 
 
-def share(text: str, field: str = "margin") -> float:
-    """0.03 for `3%` or `0.03`. Raises BadInput."""
+def share(text: str | None, field: str) -> float | None:
+    """0.03 for `3%` or `0.03`, None for nothing. Raises BadInput."""
+    if text is None:
+        return None
     try:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:

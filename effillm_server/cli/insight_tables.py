@@ -48,7 +48,7 @@ def comparison(found: Record) -> None:
         empty="no cells in common",
     )  # fmt: skip
     counts = ", ".join(f"{count} {verdict}" for verdict, count in found["counts"].items() if count)
-    lines = [f"{metric}, B against A: {counts}; within {found['margin']:.3g} of each other counts as the same"]
+    lines = [f"{metric}, B against A: {counts}; within {100 * found['margin']:.3g} % of each other counts as the same"]
     for axis, (of_a, of_b) in found["across"].items():
         lines.append(f"differs on purpose: {axis} is {words(of_a)} in A, {words(of_b)} in B")
     lines.append(f"held equal: {', '.join(found['held_equal'])}")

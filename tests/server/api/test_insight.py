@@ -156,6 +156,15 @@ def test_two_filters_of_one_sweep_are_compared_and_trip_a_condition(api: Api) ->
     assert [cell["jobs_b"] for cell in found["tripped"]] == [cell["jobs_b"]]
 
 
+def test_a_noise_floor_that_is_known_replaces_the_assumed_one(api: Api) -> None:
+    sweep = measure(api, 4)
+    found = get(api, "/compare", a=sweep, b=measure(api, 4), noise_floor=0.01).json()
+    assert "1.0% sd of A/A ratios, as given" in found["remarks"][1]
+    assert get(api, f"/sweeps/{sweep}/analysis", noise_floor=0.01).json()["noise_floor"]["sd_of_ratio"] == 0.01
+    assert "as given" in get(api, f"/sweeps/{sweep}/report.html", noise_floor=0.01).text
+    refused(api.http.get("/v1/compare", params={"a": sweep, "b": sweep, "noise_floor": 2}), 422, "noise_floor")
+
+
 def test_what_cannot_be_compared_is_told(api: Api) -> None:
     sweep, empty = measure(api, 4), measure(api, 0)
 
@@ -196,6 +205,12 @@ def test_no_configuration_is_recommended_that_breaks_a_limit(api: Api) -> None:
 def test_a_wish_that_cannot_be_read_or_met_is_refused(api: Api, changes: dict[str, Any], parts: list[str]) -> None:
     wanted = {"sweep": measure(api, 1)} | changes
     refused(api.http.post("/v1/recommendations", json=wanted), 422, *parts)
+
+
+@pytest.mark.parametrize("body", [b"H\xff", b"{", b"[]", b""])
+def test_a_body_that_is_no_wish_is_refused(api: Api, body: bytes) -> None:
+    answer = api.http.post("/v1/recommendations", content=body, headers={"Content-Type": "application/json"})
+    refused(answer, 422)
 
 
 def test_nothing_is_recommended_from_nothing(api: Api) -> None:
