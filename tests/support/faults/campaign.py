@@ -56,6 +56,18 @@ FROM attempt WHERE ended_at IS NOT NULL GROUP BY 1 ORDER BY 2 DESC
 """
 
 
+@dataclass(frozen=True)
+class Dose:
+    """What breaks by itself: sweeps of these models, single cells of those, and how many sweeps really run a model."""
+
+    declared: Sequence[tuple[str, ...]] = DECLARED
+    alone: Sequence[str] = DECLARED_LONG
+    real: int = 2
+
+
+SHORT = Dose(alone=(), real=0)
+
+
 @dataclass
 class Outcome:
     """What a campaign found."""
@@ -76,15 +88,13 @@ class Outcome:
         return not (any(self.findings.counts.values()) or self.not_recovered or self.late_trees or self.problems)
 
 
-def run(
-    lab: Lab, schedule: Sequence[str], jobs: int, seed: int, *, long: bool = True, say: bool = True, real: int = 2
-) -> Outcome:
+def run(lab: Lab, schedule: Sequence[str], jobs: int, seed: int, *, dose: Dose = Dose(), say: bool = True) -> Outcome:
     """Inject the schedule while at least `jobs` jobs go through, wait for quiet, check."""
     began, outcome, client = time.monotonic(), Outcome(seed), Client(lab.api)
     declared_classes = {offer.partition(":")[0] for offers in lab.plan.nodes.values() for offer in offers}
     classes = tuple(name for name in CLASSES if name in declared_classes)
     work = Work(lab, client, Definitions(seed, classes))
-    work.begin(long=long, real=real)
+    work.begin(dose)
     try:
         lab.wait("every device is at work", lambda: work.devices_at_work() >= len(lab.device_ids()), 120)
         on = Field(lab, client, Definitions(seed + 1, classes), random.Random(seed + 2), set())
@@ -123,12 +133,12 @@ class Work:
     def total(self) -> int:
         return sum(one.total for one in self._client.accepted.values())
 
-    def begin(self, *, long: bool, real: int) -> None:
-        for models in DECLARED:
+    def begin(self, dose: Dose) -> None:
+        for models in dose.declared:
             self._client.send(self._definitions.with_faults(models))
-        for model in DECLARED_LONG if long else ():
+        for model in dose.alone:
             self._client.send(self._definitions.one_cell(model))
-        for _ in range(real):
+        for _ in range(dose.real):
             self._client.send(self._definitions.real())
         self._client.send(self._definitions.ordinary())
 
@@ -297,9 +307,7 @@ def main() -> int:
     print(f"seed {arguments.seed}: {len(order)} faults", flush=True)
     plan = Plan(FULL.nodes, FULL.fleets, FULL.ttl_s, arguments.seed, FULL.behind_cable)
     with lab(plan, arguments.logs) as built:
-        outcome = run(
-            built, order, arguments.jobs, arguments.seed, long=not arguments.short, real=0 if arguments.short else 2
-        )
+        outcome = run(built, order, arguments.jobs, arguments.seed, dose=SHORT if arguments.short else Dose())
     print(report(outcome))
     return 0 if outcome.is_good else 1
 
