@@ -15,6 +15,7 @@ ROWS = {
     "quickstart.yaml": (12, 12),
     "paper.yaml": (34_300, 19_992),
     "workloads.yaml": (54, 54),
+    "processor.yaml": (77, 77),
     "repeats.yaml": (20, 20),
     "simulated-cluster.yaml": (64, 64),
 }
