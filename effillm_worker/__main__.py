@@ -16,7 +16,7 @@ from effillm_worker.measure.refusal import answer
 from effillm_worker.measure.session import measure
 from effillm_worker.measure.software import software
 from effillm_worker.messages import Close, Closed, Failed, Open, Opened, Refused, Run
-from effillm_worker.meters.heap import footprint, trim
+from effillm_worker.meters.heap import HeapStages, footprint, trim
 
 LINES_OF_TRACEBACK = 12
 
@@ -44,8 +44,7 @@ def serve(channel: Channel) -> int:
     cells = 0
     try:
         opening = channel.expect(Open)
-        engine = _open(channel, opening)
-        heap = footprint()
+        engine, heap = _open(channel, opening)
         while engine is not None:
             match command := channel.receive():
                 case Run():
@@ -64,34 +63,36 @@ def serve(channel: Channel) -> int:
     return 0
 
 
-def _open(channel: Channel, opening: Open) -> Engine | None:
-    """The engine with its model loaded, or None after a refusal."""
+def _open(channel: Channel, opening: Open) -> tuple[Engine | None, HeapStages]:
+    """The engine with its model loaded, or None after a refusal; and the heap before and after the load."""
     begin, waited = time.monotonic(), 0.0
     if opening.memory_limit_bytes is not None:
         _limit_memory(opening.memory_limit_bytes)
     try:
         engine = create(opening.cell.engine)
         environment = engine.start(_load_request(opening))
+        at_baseline = footprint()
         waited += environment.once_s + _stand_still(channel, engine, "baseline")
         model = engine.load(_load_request(opening))
         engine.synchronize()
         load_s = time.monotonic() - begin - waited
+        heap = HeapStages(at_baseline, footprint())
         _stand_still(channel, engine, "loaded")
     except Exception as error:
         refusal = answer(error)
         if refusal is None:
             raise
         channel.send(Refused(reason=refusal[0], message=refusal[1]))
-        return None
+        return None, HeapStages()
     described = software(environment)
     channel.send(Opened(load_s=load_s, software=described, model=model, simulated=engine.simulated))
-    return engine
+    return engine, heap
 
 
-def _run(channel: Channel, engine: Engine, run: Run, heap: int | None, *, warm: bool) -> int:
+def _run(channel: Channel, engine: Engine, run: Run, heap: HeapStages, *, warm: bool) -> int:
     """1 when the cell was measured, 0 when it was refused; either is reported."""
     try:
-        record = measure(engine, channel, run, heap_loaded=heap)
+        record = measure(engine, channel, run, heap=heap)
     except Exception as error:
         refusal = answer(error)
         if refusal is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from effillm_server.contract.fingerprint import DeviceDeclaration, Fingerprint
 from effillm_server.contract.outcome import CellMemory, ChildRecord, Conditions, Measured, MemoryReading
 from effillm_worker.messages import CellRecord, Opened, Stage
-from effillm_worker.meters.account import account
+from effillm_worker.meters.account import Mapped, account
 from effillm_worker.meters.conditions import Watch
 from effillm_worker.meters.energy import EnergyMeter, find_counter
 from effillm_worker.meters.gpu import GpuWatch
@@ -147,15 +147,17 @@ class Witness:
             peak_decode=first.peak_decode or second.peak_decode,
             steady=first.steady or second.steady,
         )
-        lines = account(
-            opened.model, said.account, child.baseline, child.loaded, chosen.peak, self._mapped_since_loaded()
-        )
+        lines = account(opened.model, said.account, child.baseline, child.loaded, chosen.peak, self._mapped())
         return chosen.model_copy(update={"account": lines})
 
-    def _mapped_since_loaded(self) -> int | None:
+    def _mapped(self) -> Mapped:
         ends = [self.mapped.get(name) for name in ("prefill_end", "decode_end")]
-        before, after = self.mapped.get("loaded"), max((end for end in ends if end is not None), default=None)
-        return None if before is None or after is None else after - before
+        baseline, loaded = self.mapped.get("baseline"), self.mapped.get("loaded")
+        peak = max((end for end in ends if end is not None), default=None)
+        return Mapped(
+            loading=None if baseline is None or loaded is None else loaded - baseline,
+            since_loaded=None if loaded is None or peak is None else peak - loaded,
+        )
 
     def _peak(self, name: str) -> MemoryReading | None:
         reading = self.stages.get(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Protocol
@@ -51,7 +52,8 @@ class Batch:
 class Environment:
     """What the engine's framework says about itself: its linear algebra library, and threads as they really are.
 
-    `once_s` is time spent on what is made once and kept, such as a synthetic checkpoint: no part of a load time.
+    `once_s` is time spent on what is made once and kept, such as a synthetic checkpoint, and on making the process warm: no
+    part of a load time.
     """
 
     blas: str | None = None
@@ -65,7 +67,7 @@ class Engine(Protocol):
     simulated: bool
 
     def start(self, request: LoadRequest) -> Environment:
-        """Import the framework, set its threads, run one operation on the device: what `baseline` memory is read after.
+        """Import the framework, set its threads, run what loading and generating need: what `baseline` memory is read after.
 
         Raises Unsupported, OutOfMemory.
         """
@@ -109,6 +111,10 @@ class Engine(Protocol):
 
     def reset_peak(self) -> None:
         """Start a new peak of the device allocator."""
+        ...
+
+    def each_operation(self, then: Callable[[], None]) -> AbstractContextManager[None]:
+        """A context in which `then` is called after every operation of the framework. Slow: never in a timed iteration."""
         ...
 
     def kv_cache_bytes(self, batch_size: int, tokens: int) -> int | None:

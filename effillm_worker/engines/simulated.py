@@ -39,6 +39,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -155,6 +156,9 @@ class SimulatedEngine:
 
     def reset_peak(self) -> None:
         self._peak = self._in_use
+
+    def each_operation(self, then: Callable[[], None]) -> AbstractContextManager[None]:
+        return nullcontext()  # there are none
 
     def kv_cache_bytes(self, batch_size: int, tokens: int) -> int | None:
         return KV_BYTES_PER_TOKEN * batch_size * tokens

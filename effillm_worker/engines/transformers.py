@@ -7,13 +7,14 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from effillm_server.contract.outcome import LoadedModel
 from effillm_worker import weights
 from effillm_worker.engines.base import Batch, Environment, LoadRequest, Unsupported
 from effillm_worker.engines.clock import Clock, EventClock, ProcessorClock
+from effillm_worker.engines.rehearsal import rehearse
 from effillm_worker.quantization import method
 from effillm_worker.quantization.base import count, kernels
 
@@ -49,6 +50,10 @@ class TransformersEngine:
             self._config = _config(self._source)
             self._load_options = self._method.options(request.cell.dtype)
             self._method.start(request.device, request.cell.dtype)
+            begin = time.monotonic()
+            if request.device == "cpu":
+                rehearse(torch, request.cell.dtype, self._load_options)
+            once_s += time.monotonic() - begin
         self._clock = self._new_clock()
         torch.ones(64, 64, device=self._device).matmul(torch.ones(64, 64, device=self._device))
         self.synchronize()
@@ -136,6 +141,9 @@ class TransformersEngine:
         if self._device.type == "cuda":
             self._torch.cuda.reset_peak_memory_stats()
 
+    def each_operation(self, then: Callable[[], None]) -> AbstractContextManager[None]:
+        return _operations(then)
+
     def kv_cache_bytes(self, batch_size: int, tokens: int) -> int | None:
         config = self._text_config
         heads = getattr(config, "num_attention_heads", None)
@@ -212,6 +220,20 @@ class _Marker:
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> torch.Tensor:
         self._mark()
         return self._going_on
+
+
+@contextmanager
+def _operations(then: Callable[[], None]) -> Iterator[None]:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            then()
+            return result
+
+    with Mode():
+        yield
 
 
 def _set_environment(threads: int) -> None:

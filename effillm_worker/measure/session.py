@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from effillm_worker.measure.channel import Channel
 from effillm_worker.measure.prompts import Prompts, prepare
 from effillm_worker.measure.stopping import Comparison, Limits, Stopping, is_steady
 from effillm_worker.messages import CellRecord, Progress, Run, Window
-from effillm_worker.meters.heap import footprint
+from effillm_worker.meters.heap import HeapPeak, HeapStages
 from effillm_worker.meters.latency import timeline
 
 STEADY_READINGS = 5
@@ -26,16 +27,16 @@ def measure(
     channel: Channel,
     run: Run,
     *,
-    heap_loaded: int | None = None,
+    heap: HeapStages | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> CellRecord:
-    """The cell's raw record. `heap_loaded` is the heap's footprint right after the load.
+    """The cell's raw record. `heap` holds the heap's footprint before and after the load.
 
     Raises Refusal, Unsupported, OutOfMemory, or whatever the framework raises.
     """
     budget = Budget(run.plan, clock)
     prompts = prepare(engine, run.cell, run.context_window)
-    session = Session(engine, channel, run, prompts, budget, heap_loaded, warnings=list(prompts.warnings))
+    session = Session(engine, channel, run, prompts, budget, heap or HeapStages(), warnings=list(prompts.warnings))
     session.warm_up()
     channel.send(Window(open=True))
     stop_reason = session.measure()
@@ -54,7 +55,8 @@ class Session:
     run: Run
     prompts: Prompts
     budget: Budget
-    heap_loaded: int | None = None
+    heap: HeapStages = field(default_factory=HeapStages)
+    heap_peak: HeapPeak = field(default_factory=HeapPeak)
     samples: list[Sample] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
@@ -100,10 +102,23 @@ class Session:
             self.iterate(Phase.TTFT, iteration, self.prompts.batch(iteration), count)
 
     def memory(self) -> None:
-        """One generation of its own that stands still at every memory stage; never timed."""
+        """One generation of its own that stands still at every memory stage, its heap looked at all the time; never timed."""
         pauses = Pauses(self.engine, self.channel, self.run.cell.generate_tokens)
+        on_processor, in_prefill = not self.engine.allocator(), True
+
+        def on_operation() -> None:
+            if in_prefill:  # a decode step's own tensors are small: one sample per token will do
+                self.heap_peak.sample()
+
+        def on_token(token: int) -> None:
+            nonlocal in_prefill
+            in_prefill = False
+            self.heap_peak.sample()
+            pauses.on_token(token)
+
         pauses.begin()
-        self.iterate(Phase.MEMORY, 0, self.prompts.largest, 1, pauses.on_token)
+        with self.engine.each_operation(on_operation) if on_processor else nullcontext():
+            self.iterate(Phase.MEMORY, 0, self.prompts.largest, 1, on_token)
 
     def record(self, stop_reason: StopReason) -> CellRecord:
         """Everything seen, raw."""
@@ -129,17 +144,20 @@ class Session:
         return sample
 
     def _account(self) -> dict[str, int | None]:
-        """What only this side can say of memory: the predicted cache, and on a CPU what the heap grew by beyond it.
+        """What only this side can say of memory: the predicted cache, and on a CPU what the heap grew by.
 
         The last token's keys and values are never computed, so the cache ends one short of prompt and generated tokens.
         """
         cell, longest = self.run.cell, max(self.prompts.largest.lengths)
         cache = self.engine.kv_cache_bytes(cell.batch_size, longest + cell.generate_tokens - 1)
         lines: dict[str, int | None] = {"kv_cache_predicted_bytes": cache}
-        heap = None if self.engine.allocator() else footprint()
-        if heap is not None and self.heap_loaded is not None and cache is not None:
-            # The heap keeps what the peak took, so its growth since the load is activations, scratch and cache together.
-            lines["activations_bytes"] = max(0, heap - self.heap_loaded - cache)
+        baseline, loaded, peak = self.heap.baseline, self.heap.loaded, self.heap_peak.bytes
+        if self.engine.allocator() or baseline is None or loaded is None or peak is None:
+            return lines
+        lines["heap_loading_bytes"] = loaded - baseline
+        if cache is not None:
+            # From the load to its peak the heap grows by activations, scratch, blocks it keeps, and the cache.
+            lines["activations_bytes"] = max(0, peak - loaded - cache)
         return lines
 
     def _mark(self, first: int, stopping: Stopping) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from effillm_server.contract.outcome import LoadedModel, MemoryReading
 
@@ -10,8 +11,19 @@ WEIGHTS = "weights_bytes"
 KV_CACHE = "kv_cache_predicted_bytes"  # by the engine; what a CPU's cache really takes cannot be read from outside
 OTHER = "other_bytes"
 MAPPED = "mapped_files_bytes"
+MAPPED_LOADING = "mapped_files_loading_bytes"
+HEAP_LOADING = "heap_loading_bytes"  # weights are in it
+ACTIVATIONS = "activations_bytes"
 UNEXPLAINED = "unexplained_bytes"
 GROWTH = "growth_bytes"
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """Growth of the resident pages of mapped files while loading, and from there to the peak."""
+
+    loading: int | None
+    since_loaded: int | None
 
 
 def account(
@@ -20,15 +32,16 @@ def account(
     baseline: MemoryReading | None,
     loaded: MemoryReading | None,
     peak: MemoryReading | None,
-    mapped_since_loaded: int | None = None,
+    mapped: Mapped | None = None,
 ) -> dict[str, int | None]:
     """growth = weights + key-value cache + other + unexplained, from `baseline` to `peak`.
 
-    Weights are counted from the tensors, the key-value cache is the child's prediction. `other` is measured: what loading
-    took beyond the weights (loaded - baseline - weights) and, on a CPU, pages of mapped files that became resident since
-    (a library's code is paged in when it first runs); the child's `activations_bytes`, if it can name them, belong to it.
-    On a GPU the figures are the allocator's, on a CPU the resident set's. The child's own entries are kept; a line that
-    cannot be known is None.
+    Weights are counted from the tensors, the key-value cache is the child's prediction. `other` is the sum of what instruments
+    say that the growth itself does not come from. On a CPU, where the growth is the kernel's resident set: pages of mapped
+    files that became resident, while loading and since (a library's code is paged in when it first runs), and the C library's
+    count of the heap, what loading added to it beyond the weights and `activations_bytes` from there to its peak. On a GPU,
+    where everything is the allocator's, and where the heap cannot be asked: loaded - baseline - weights. The child's own entries
+    are kept; a line that cannot be known is None.
     """
     lines: dict[str, int | None] = dict(predicted)
     at_baseline, at_loaded, at_peak = _used(baseline), _used(loaded), _used(peak, peak=True)
@@ -36,8 +49,10 @@ def account(
     lines.setdefault(KV_CACHE, None)
     lines[GROWTH] = None if at_peak is None or at_baseline is None else at_peak - at_baseline
     on_device = peak is not None and peak.vram_bytes is not None
-    lines[MAPPED] = None if on_device else mapped_since_loaded
-    lines[OTHER] = _other(lines, model, at_baseline, at_loaded)
+    lines[MAPPED_LOADING] = None if on_device or mapped is None else mapped.loading
+    lines[MAPPED] = None if on_device or mapped is None else mapped.since_loaded
+    loading = None if at_baseline is None or at_loaded is None else at_loaded - at_baseline
+    lines[OTHER] = _other(lines, model, loading)
     parts = [lines[WEIGHTS], lines[KV_CACHE], lines[OTHER]]
     growth = lines[GROWTH]
     known = [part for part in parts if part is not None]
@@ -45,13 +60,13 @@ def account(
     return lines
 
 
-def _other(
-    lines: Mapping[str, int | None], model: LoadedModel, at_baseline: int | None, at_loaded: int | None
-) -> int | None:
-    if at_baseline is None or at_loaded is None:
+def _other(lines: Mapping[str, int | None], model: LoadedModel, loading: int | None) -> int | None:
+    heap, mapped = lines.get(HEAP_LOADING), lines[MAPPED_LOADING]
+    if heap is not None and mapped is not None:
+        loading = heap + mapped
+    if loading is None:
         return None
-    named = (lines.get("activations_bytes") or 0) + max(0, lines.get(MAPPED) or 0)
-    return at_loaded - at_baseline - model.weight_bytes + named
+    return loading - model.weight_bytes + (lines.get(ACTIVATIONS) or 0) + (lines[MAPPED] or 0)
 
 
 def _used(reading: MemoryReading | None, *, peak: bool = False) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 
 
@@ -25,6 +26,27 @@ def footprint() -> int | None:
         return None
     info = function()
     return int(info.arena + info.hblkhd)
+
+
+@dataclass(frozen=True)
+class HeapStages:
+    """The footprint at `baseline` and at `loaded`."""
+
+    baseline: int | None = None
+    loaded: int | None = None
+
+
+@dataclass
+class HeapPeak:
+    """The highest footprint among the samples: freed blocks that went back to the kernel are seen only while they live."""
+
+    bytes: int | None = None
+
+    def sample(self) -> None:
+        """Take one sample, some tens of microseconds."""
+        now = footprint()
+        if now is not None:
+            self.bytes = max(now, self.bytes or 0)
 
 
 def trim() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +96,9 @@ class FakeEngine:
 
     def reset_peak(self) -> None:
         self.peak = self.allocated
+
+    def each_operation(self, then: Callable[[], None]) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def kv_cache_bytes(self, batch_size: int, tokens: int) -> int | None:
         return 10 * batch_size * tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from effillm_server.contract.outcome import LoadedModel, MemoryReading
-from effillm_worker.meters.account import account
+from effillm_worker.meters.account import Mapped, account
 
 MODEL = LoadedModel(parameters=100, weight_bytes=400, bits_per_weight=32.0, dtype="float32")
 
@@ -13,16 +13,17 @@ def ram(size: int, peak: int | None = None) -> MemoryReading:
 
 
 def test_growth_is_the_sum_of_its_lines() -> None:
-    lines = account(MODEL, {"kv_cache_predicted_bytes": 50}, ram(1000), ram(1430), ram(1480, 1500), 7)
+    lines = account(MODEL, {"kv_cache_predicted_bytes": 50}, ram(1000), ram(1430), ram(1480, 1500), Mapped(3, 7))
     assert lines == {
         "growth_bytes": 500, "weights_bytes": 400, "kv_cache_predicted_bytes": 50, "mapped_files_bytes": 7,
+        "mapped_files_loading_bytes": 3,
         "other_bytes": 37, "unexplained_bytes": 13,
     }  # fmt: skip
 
 
 def test_on_a_device_the_allocators_figures_count_and_mapped_files_do_not() -> None:
     readings = [MemoryReading(ram_bytes=9999, vram_bytes=size) for size in (0, 410, 470)]
-    lines = account(MODEL, {"kv_cache_predicted_bytes": 50}, *readings, 7)
+    lines = account(MODEL, {"kv_cache_predicted_bytes": 50}, *readings, Mapped(3, 7))
     assert (lines["growth_bytes"], lines["other_bytes"], lines["unexplained_bytes"]) == (470, 10, 10)
     assert lines["mapped_files_bytes"] is None
 
@@ -38,3 +39,10 @@ def test_a_line_that_cannot_be_known_leaves_the_remainder_unknown() -> None:
     nothing = account(MODEL, {"kv_cache_predicted_bytes": 50}, None, ram(1), ram(2))
     assert nothing["growth_bytes"] is None and nothing["unexplained_bytes"] is None
     assert nothing["weights_bytes"] == 400
+
+
+def test_the_heaps_own_count_names_what_loading_took_and_a_resident_set_beyond_it_stays_unexplained() -> None:
+    said = {"kv_cache_predicted_bytes": 50, "heap_loading_bytes": 405, "activations_bytes": 13}
+    lines = account(MODEL, said, ram(1000), ram(1430), ram(1480, 1500), Mapped(3, 7))
+    assert lines["other_bytes"] == 405 + 3 - 400 + 13 + 7
+    assert lines["unexplained_bytes"] == 500 - 400 - 50 - 28
