@@ -89,11 +89,12 @@ def _noise(found: Mapping[str, Any]) -> Iterator[str]:
         f"   between processes {100 * found['relative_sd']:.2f} % ({100 * between_low:.2f} to {100 * between_high:.2f} %), "
         f"between the iterations of one {100 * found['within_relative_sd']:.2f} %"
     )
-    yield f"   for comparisons of single runs on this box: --noise-floor {100 * found['noise_floor']:.1f}%"
     disturbed = [process for process in processes if process["verdict"] == "invalid"]
     if disturbed:
         reason = disturbed[0]["reasons"][0]
         yield f"   {len(disturbed)} of them under conditions that make a result invalid ({reason}): this is the noise of a busy machine"
+    else:
+        yield f"   for comparisons of single runs on this box: --noise-floor {100 * found['noise_floor']:.1f}%"
     yield f"   {found['cell']}"
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,7 @@ def test_a_device_in_use_is_not_measured_and_its_holder_named(
 
 
 def test_a_whole_report_reads_as_sentences() -> None:
-    document = {
+    document: dict[str, Any] = {
         "device": "cpu-1", "is_gpu": False,
         "devices": [{"id": "cpu-1", "hardware_class": "cpu", "memory_bytes": 16 * 10**9, "name": "a processor"}],
         "ceiling": {"copy_bytes_s": 2e10, "matmul_flop_s": {"float32": 1e11}, "not_measured_dtypes": {"bfloat16": "no"},
@@ -86,6 +87,10 @@ def test_a_whole_report_reads_as_sentences() -> None:
     busy = report.Advice("other load", "a backup runs", "wait")
     assert "--measure takes it anew" in "\n".join(report.lines(document, [check], [busy]))
     assert "takes it anew" not in text
+    assert "--noise-floor" not in text  # nobody should compare by the noise of a busy machine
+    for process in document["noise_floor"]["processes"]:
+        process["verdict"] = "valid"
+    assert "--noise-floor 2.0%" in "\n".join(report.lines(document, [check], []))
     for part in (
         "energy  no, because nobody counts; to change that: a counter", "copy            20.0 GB/s", "2.00 %: two runs",
         "95 % interval 1.00 to 5.00 %, from 2 fresh processes", "steal: 9 %", "undecided: +0.40 %", "nothing to change",
