@@ -34,7 +34,7 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 PLAN = MeasurementPlan.model_validate({"warmup": {"min": 3, "max": 3}, "iterations": {"min": 5, "max": 5}})
 LINES = {
     "growth_bytes": "growth", "weights_bytes": "weights", "kv_cache_predicted_bytes": "kv cache", "activations_bytes": "activations",
-    "mapped_files_bytes": "files", "other_bytes": "other", "unexplained_bytes": "unexplained",
+    "heap_free_loading_bytes": "kept free", "mapped_files_bytes": "files", "other_bytes": "other", "unexplained_bytes": "unexplained",
 }  # fmt: skip
 
 

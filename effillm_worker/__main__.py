@@ -16,7 +16,7 @@ from effillm_worker.measure.refusal import answer
 from effillm_worker.measure.session import measure
 from effillm_worker.measure.software import software
 from effillm_worker.messages import Close, Closed, Failed, Open, Opened, Refused, Run
-from effillm_worker.meters.heap import HeapStages, footprint, trim
+from effillm_worker.meters.heap import HeapStages, read, trim
 
 LINES_OF_TRACEBACK = 12
 
@@ -71,12 +71,12 @@ def _open(channel: Channel, opening: Open) -> tuple[Engine | None, HeapStages]:
     try:
         engine = create(opening.cell.engine)
         environment = engine.start(_load_request(opening))
-        at_baseline = footprint()
+        at_baseline = read()
         waited += environment.once_s + _stand_still(channel, engine, "baseline")
         model = engine.load(_load_request(opening))
         engine.synchronize()
         load_s = time.monotonic() - begin - waited
-        heap = HeapStages(at_baseline, footprint())
+        heap = HeapStages(at_baseline, read())
         _stand_still(channel, engine, "loaded")
     except Exception as error:
         refusal = answer(error)

@@ -226,13 +226,13 @@ class _Marker:
 def _operations(then: Callable[[], None]) -> Iterator[None]:
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Mode(TorchDispatchMode):
+    class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
             then()
             return result
 
-    with Mode():
+    with Mode():  # type: ignore[no-untyped-call]
         yield
 
 

@@ -154,10 +154,12 @@ class Session:
         baseline, loaded, peak = self.heap.baseline, self.heap.loaded, self.heap_peak.bytes
         if self.engine.allocator() or baseline is None or loaded is None or peak is None:
             return lines
-        lines["heap_loading_bytes"] = loaded - baseline
+        lines["heap_loading_bytes"] = loaded.footprint - baseline.footprint
+        lines["heap_free_loading_bytes"] = loaded.free - baseline.free
         if cache is not None:
-            # From the load to its peak the heap grows by activations, scratch, blocks it keeps, and the cache.
-            lines["activations_bytes"] = max(0, peak - loaded - cache)
+            # From the load to its peak the heap grows by activations, scratch and cache, less what fits into free blocks: below
+            # zero when loading has left more of them than a generation needs.
+            lines["activations_bytes"] = peak - loaded.footprint - cache
         return lines
 
     def _mark(self, first: int, stopping: Stopping) -> None:

@@ -39,7 +39,8 @@ def account(
     Weights are counted from the tensors, the key-value cache is the child's prediction. `other` is the sum of what instruments
     say that the growth itself does not come from. On a CPU, where the growth is the kernel's resident set: pages of mapped
     files that became resident, while loading and since (a library's code is paged in when it first runs), and the C library's
-    count of the heap, what loading added to it beyond the weights and `activations_bytes` from there to its peak. On a GPU,
+    count of the heap, what loading added to it beyond the weights (freed blocks it keeps among it: `heap_free_loading_bytes`) and
+    `activations_bytes`, its growth from there to its peak beyond the cache; negative when the cache fits into freed blocks. On a GPU,
     where everything is the allocator's, and where the heap cannot be asked: loaded - baseline - weights. The child's own entries
     are kept; a line that cannot be known is None.
     """

@@ -19,21 +19,29 @@ class _MallInfo2(ctypes.Structure):
     ]  # fmt: skip
 
 
-def footprint() -> int | None:
-    """Bytes the allocator has taken from the kernel and not given back, free blocks included; None without glibc 2.33."""
+@dataclass(frozen=True)
+class Heap:
+    """Bytes the allocator has taken from the kernel and not given back, and how many of them are in free blocks."""
+
+    footprint: int
+    free: int
+
+
+def read() -> Heap | None:
+    """The heap now; None without glibc 2.33."""
     function = _mallinfo2()
     if function is None:
         return None
     info = function()
-    return int(info.arena + info.hblkhd)
+    return Heap(footprint=int(info.arena + info.hblkhd), free=int(info.fordblks))
 
 
 @dataclass(frozen=True)
 class HeapStages:
-    """The footprint at `baseline` and at `loaded`."""
+    """The heap at `baseline` and at `loaded`."""
 
-    baseline: int | None = None
-    loaded: int | None = None
+    baseline: Heap | None = None
+    loaded: Heap | None = None
 
 
 @dataclass
@@ -44,9 +52,9 @@ class HeapPeak:
 
     def sample(self) -> None:
         """Take one sample, some tens of microseconds."""
-        now = footprint()
+        now = read()
         if now is not None:
-            self.bytes = max(now, self.bytes or 0)
+            self.bytes = max(now.footprint, self.bytes or 0)
 
 
 def trim() -> None:

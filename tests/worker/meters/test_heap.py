@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from effillm_worker.meters.heap import HeapPeak, footprint
+from effillm_worker.meters.heap import HeapPeak, read
 
 MIB = 2**20
 
 
 def test_the_peak_remembers_a_block_that_went_back_to_the_kernel() -> None:
-    before, peak = footprint(), HeapPeak()
+    before, peak = read(), HeapPeak()
     assert before is not None
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
@@ -23,10 +23,10 @@ def test_the_peak_remembers_a_block_that_went_back_to_the_kernel() -> None:
     peak.sample()
     libc.free(block)
     peak.sample()
-    after = footprint()
+    after = read()
     assert peak.bytes is not None and after is not None
-    assert peak.bytes - before == pytest.approx(64 * MIB, abs=MIB)
-    assert after - before < MIB
+    assert peak.bytes - before.footprint == pytest.approx(64 * MIB, abs=MIB)
+    assert after.footprint - before.footprint < MIB
 
 
 def test_giving_free_blocks_back_lowers_the_resident_set() -> None:
