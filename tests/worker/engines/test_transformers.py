@@ -102,6 +102,24 @@ def test_padding_on_the_left_changes_no_token(engine: TransformersEngine) -> Non
     assert engine.batch([[5, 6, 7], [9, 10, 11, 12, 13]]).prompt_tokens == 8
 
 
+def test_every_operation_is_followed_inside_the_context_only_and_changes_no_token(engine: TransformersEngine) -> None:
+    followed = 0
+
+    def then() -> None:
+        nonlocal followed
+        followed += 1
+
+    _, plain = generate(engine, [[5, 6, 7]], 3)
+    assert followed == 0
+    with engine.each_operation(then):
+        _, observed = generate(engine, [[5, 6, 7]], 3)
+    inside = followed
+    assert inside > 3 * TINY_NEOX["num_hidden_layers"]
+    generate(engine, [[5, 6, 7]], 3)
+    assert followed == inside
+    assert torch.equal(plain, observed)
+
+
 def test_loaded_model_is_counted_from_its_tensors(engine: TransformersEngine) -> None:
     described = engine._describe()
     expected = sum(parameter.numel() for parameter in engine._model.parameters())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -176,6 +177,23 @@ def test_decode_has_a_peak_of_its_own() -> None:
     assert at["decode_begin"]["peak_allocated"] == 5000
     assert at["decode_end"]["peak_allocated"] == 5000
     assert at["steady"]["allocated"] == 2008
+
+
+def test_operations_are_followed_in_the_memory_iteration_only_and_never_on_a_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for device_bytes, entered in ((False, 1), (True, 0)):
+        engine, generations = FakeEngine(device_bytes=device_bytes), list[int]()
+
+        def follow(
+            then: Callable[[], None], engine: FakeEngine = engine, generations: list[int] = generations
+        ) -> AbstractContextManager[None]:
+            generations.append(len(engine.generations))
+            return nullcontext()
+
+        monkeypatch.setattr(engine, "each_operation", follow)
+        record, _ = session(engine)
+        assert generations == [len(record.samples) - 1] * entered
 
 
 def test_one_generated_token_has_no_decode() -> None:
