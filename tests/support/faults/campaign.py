@@ -29,6 +29,8 @@ from tests.support.faults.recovery import Recovery
 from tests.support.faults.workload import CLASSES, Client, Definitions
 
 AT_ONCE = 3
+# Jobs of each class: fewer and a device might wait for work, many more and the end of a campaign would be a long one.
+LEAST_WAITING = 12
 GONE_WITHIN_S = 15.0
 FULL = Plan(
     {"head": (), "a": ("t4:2",), "b": ("t4:1", "a100:1"), "c": ("rtx-4090:1",)}, behind_cable="c",
@@ -140,7 +142,7 @@ class Work:
             self._client.send(self._definitions.one_cell(model))
         for _ in range(dose.real):
             self._client.send(self._definitions.real())
-        self._client.send(self._definitions.ordinary())
+        self._client.send(self._definitions.ordinary(self._definitions.classes))
 
     def devices_at_work(self) -> int:
         self.top_up()
@@ -157,8 +159,8 @@ class Work:
         except sqlalchemy.exc.DBAPIError:
             return
         waiting = {str(row[0]): int(row[1]) for row in rows}  # type: ignore[call-overload]
-        if any(waiting.get(name, 0) < 12 for name in self._definitions.classes):
-            self._client.send(self._definitions.ordinary())
+        if short := [name for name in self._definitions.classes if waiting.get(name, 0) < LEAST_WAITING]:
+            self._client.send(self._definitions.ordinary(short))
 
 
 def _inject(on: Field, schedule: Sequence[str], outcome: Outcome, work: Work, *, say: bool) -> None:
@@ -227,7 +229,7 @@ def _is_over(recovery: Recovery, outcome: Outcome, *, say: bool) -> bool:
     return False
 
 
-def _quiet(lab: Lab, client: Client, outcome: Outcome, within_s: float = 420.0) -> None:
+def _quiet(lab: Lab, client: Client, outcome: Outcome, within_s: float = 600.0) -> None:
     """Returns when every submission is answered, every job has ended and every device is free, or time is up."""
 
     def is_quiet() -> bool:

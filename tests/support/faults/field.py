@@ -12,9 +12,6 @@ from tests.support.faults.lab import Lab
 from tests.support.faults.recovery import Recovery, all_back, is_serving, now
 from tests.support.faults.workload import Client, Definitions
 
-# Ten per cent and two minutes beyond the plan's time limit of 30 s, and then the end of the process tree.
-LONGEST_CELL_S = 200.0
-
 
 @dataclass
 class Field:
@@ -59,8 +56,7 @@ def stopped(on: Field, name: str, victim: tree.Process, names: Sequence[str], se
     """SIGSTOP, and SIGCONT after `seconds`; the devices `names` must work again."""
     lab = on.lab
     victim.send(signal.SIGSTOP)
-    # A lapsed cell that hangs keeps its device until its own deadline: its actor reports late rather than give up.
-    recovery = Recovery(name, [], frozenset(names), LONGEST_CELL_S)
+    recovery = Recovery(name, [], frozenset(names))
 
     def go_on() -> None:
         since = now()
@@ -104,5 +100,4 @@ def partition(on: Field, name: str, link: str, touches: frozenset[str]) -> Recov
         lambda: lab.proxy.heal(link),
     )
     recovery.touches = touches
-    recovery.limit_s = LONGEST_CELL_S
     return recovery

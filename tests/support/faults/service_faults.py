@@ -66,7 +66,7 @@ def api_killed(on: Field) -> Recovery | None:
     """At a random moment of storing a sweep; its client asks again with its key until it has an answer."""
     if on.client.is_busy or not on.lab.kept["api"].is_running:
         return None
-    lab, sending = on.lab, on.client.send(on.definitions.ordinary())
+    lab, sending = on.lab, on.client.send(on.definitions.few())
     sending.begun.wait(5)
     recovery = Recovery("API killed while storing a sweep", [], frozenset({"api"}))
 
@@ -92,7 +92,7 @@ def database_away(on: Field) -> Recovery | None:
 
 def _database_away(on: Field, name: str, how: str, seconds: float) -> Recovery:
     lab = on.lab
-    recovery = Recovery(name, [], frozenset({"database"}), 120)
+    recovery = Recovery(name, [], frozenset({"database"}))
 
     def back() -> None:
         lab.database.start()

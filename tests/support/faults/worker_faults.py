@@ -110,6 +110,7 @@ def head_killed(on: Field) -> Recovery | None:
     head = on.lab.head
     recovery = _node_down(on, "Ray head killed", on.lab.nodes)
     recovery.touches |= {head}
+    recovery.doomed = ()  # the other nodes give a lost head a minute before they end their actors
     recovery.limit_s = 300
     lab, since = on.lab, now()
     recovery.looks.append(lambda: is_serving(lab, since))
@@ -141,7 +142,6 @@ def _unplugged(on: Field, name: str, seconds: float) -> Recovery | None:
         return None
     recovery = for_a_while(on, name, seconds, lab.cable.unplug, lab.cable.plug_in)
     recovery.touches = frozenset({node, *lab.device_ids(node)})
-    recovery.limit_s = 150
     return recovery
 
 
@@ -185,7 +185,7 @@ def _node_down(on: Field, name: str, nodes: list[str]) -> Recovery:
     boots = {device: row.boot_id for device, row in devices(lab).items()}
     children = [worker for device, worker in tree.workers(lab.lock_dir).items() if device in names]
     doomed = [process for worker in children for process in (worker.actor, worker.supervisor, worker.child)]
-    return Recovery(name, [lambda: all_back(lab, names, since, boots)], frozenset({*nodes, *names}), 150.0, doomed)
+    return Recovery(name, [lambda: all_back(lab, names, since, boots)], frozenset({*nodes, *names}), doomed=doomed)
 
 
 def _raylet(lab: Lab, node: str) -> tree.Process | None:

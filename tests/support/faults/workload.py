@@ -7,7 +7,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,23 +126,28 @@ class Definitions:
         self.classes = classes
         self._count = 0
 
-    def ordinary(self) -> dict[str, Any]:
-        """Twenty to sixty cells that measure, from 0.1 to 2 s each, in a few load groups."""
+    def ordinary(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Twelve to seventy cells that measure, from 0.1 to 2 s each, in a few load groups on these classes."""
         dice = self._random
         slow = dice.sample(["simulated/slow-0.02", "simulated/slow-0.05"], dice.choice((1, 1, 2)))
         quick = dice.sample(["simulated/100", "simulated/200", "simulated/slow-load-1"], 1)
         return self._sweep(
-            [*slow, *quick], dice.sample(self.classes, min(len(self.classes), dice.choice((2, 3)))),
+            [*slow, *quick], list(classes),
             batch_size=[1, 2, 4, 8][: dice.choice((3, 4))], sequence_length=[16, 32][: dice.choice((1, 2))],
             priority=dice.choice((0, 0, 0, 5)), isolation=dice.choice(("group", "group", "group", "cell")),
         )  # fmt: skip
+
+    def few(self) -> dict[str, Any]:
+        """Four quick cells."""
+        return self._sweep(["simulated/100"], [self._random.choice(self.classes)], batch_size=[1, 2, 4, 8])
 
     def with_faults(self, models: tuple[str, ...]) -> dict[str, Any]:
         """A cell or two of models that break by themselves."""
         return self._sweep(list(models), [self._random.choice(self.classes)], batch_size=[1, 8, 32])
 
     def one_cell(self, model: str) -> dict[str, Any]:
-        return self._sweep([model], [self._random.choice(self.classes)], batch_size=[1])
+        """Before everything else: it may hang three times until its deadline, and nobody wants to wait for it at the end."""
+        return self._sweep([model], [self._random.choice(self.classes)], batch_size=[1], priority=10)
 
     def real(self) -> dict[str, Any]:
         """A tiny model that really runs, on this box's processors."""
