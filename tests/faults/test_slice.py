@@ -17,7 +17,7 @@ SEED = int(os.environ.get("EFFILLM_FAULT_SEED") or "11")
 @pytest.mark.timeout(420)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_nothing_is_lost_twice_or_side_by_side_while_processes_and_database_are_killed() -> None:
-    order = ["child", "answers", "supervisor", "fleet", "database", "actor"]
+    order = ["answers", "child", "fleet", "actor", "supervisor", "database"]
     with lab(SLICE) as built:
         outcome = campaign.run(built, order, jobs=30, seed=SEED, dose=DOSE, say=False)
     assert outcome.is_good, campaign.report(outcome)

@@ -146,7 +146,7 @@ class Work:
 
     def devices_at_work(self) -> int:
         self.top_up()
-        return int(str(self._lab.database.scalar("SELECT count(DISTINCT device_id) FROM attempt")))
+        return int(self._lab.database.scalar("SELECT count(DISTINCT device_id) FROM attempt"))
 
     def top_up(self) -> None:
         if self._client.is_busy or time.monotonic() - self._looked < 0.5:
@@ -158,7 +158,7 @@ class Work:
             )
         except sqlalchemy.exc.DBAPIError:
             return
-        waiting = {str(row[0]): int(row[1]) for row in rows}  # type: ignore[call-overload]
+        waiting = {str(row[0]): int(row[1]) for row in rows}
         if short := [name for name in self._definitions.classes if waiting.get(name, 0) < LEAST_WAITING]:
             self._client.send(self._definitions.ordinary(short))
 

@@ -9,6 +9,7 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import sqlalchemy
@@ -77,12 +78,12 @@ class Database:
             time.sleep(0.2)
         raise AssertionError(f"the database did not come back: {(self._service.log).read_text()[-2000:]}")
 
-    def read(self, statement: str, **values: object) -> list[sqlalchemy.Row[tuple[object, ...]]]:
+    def read(self, statement: str, **values: object) -> list[Any]:
         """Rows of one statement on a fresh connection."""
         with self.engine.connect() as connection:
             return list(connection.execute(sqlalchemy.text(statement), values))
 
-    def scalar(self, statement: str, **values: object) -> object:
+    def scalar(self, statement: str, **values: object) -> Any:
         return self.read(statement, **values)[0][0]
 
     def terminate_backends(self) -> int:

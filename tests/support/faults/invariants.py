@@ -268,7 +268,7 @@ def orphans(seen: Mapping[str, list[dict[str, Any]]]) -> list[str]:
             with suppress(OSError):
                 environment = (entry / "environ").read_bytes().split(b"\0")
                 mark = next((part[14:] for part in environment if part.startswith(b"EFFILLM_CHILD=")), None)
-                if mark in children:
+                if mark is not None and mark in children:
                     found.append(f"process {entry.name} of child {mark.decode()} still runs")
     return found
 

@@ -102,7 +102,7 @@ class Lab:
     kept: dict[str, Kept] = field(default_factory=dict)
     cable: Cable | None = None
     small_disks: list[Path] = field(default_factory=list)
-    _later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    _later: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
 
     @property
     def nodes(self) -> list[str]:
@@ -154,7 +154,7 @@ class Lab:
                 one.start()
                 one.held_until = 0.0
 
-    def later(self, seconds: float, action: Callable[[], None]) -> None:
+    def later(self, seconds: float, action: Callable[[], object]) -> None:
         """Do it when `tend` is called after this time."""
         self._later.append((time.monotonic() + seconds, action))
 
@@ -225,8 +225,7 @@ def _start(lab: Lab) -> None:
     for name in lab.fleets:
         _add(lab, name, ["-m", "effillm_worker.fleet"], common)
         lab.kept[name].start()
-    for name in lab.nodes:
-        lab.wait(f"node {name} is ready", lambda name=name: lab.kept[name].said("node.ready"), 120)
+    lab.wait("all nodes are ready", lambda: all(lab.kept[name].said("node.ready") for name in lab.nodes), 120)
     lab.wait("a fleet leads", lab.active_fleet, 120)
 
 

@@ -11,6 +11,7 @@ import contextlib
 import random
 import socket
 import threading
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,11 +70,12 @@ class Proxy:
     def partition(self, name: str, *, up: bool = True, down: bool = True) -> None:
         """Nothing passes any more towards the database (`up`), from it (`down`), or both; nobody is told."""
         link = self.links[name]
-        self._call(lambda: (up and link.up_open.clear(), down and link.down_open.clear()))
+        closed = [gate for gate, whether in ((link.up_open, up), (link.down_open, down)) if whether]
+        self._call(*(gate.clear for gate in closed))
 
     def heal(self, name: str) -> None:
         link = self.links[name]
-        self._call(lambda: (link.up_open.set(), link.down_open.set()))
+        self._call(link.up_open.set, link.down_open.set)
 
     def close(self) -> None:
         async def end() -> None:
@@ -88,10 +90,10 @@ class Proxy:
         self._thread.join(10)
         self._loop.close()
 
-    def _call(self, action: object) -> None:
+    def _call(self, *actions: Callable[[], None]) -> None:
         done = threading.Event()
-        assert callable(action)
-        self._loop.call_soon_threadsafe(lambda: (action(), done.set()))
+        for action in (*actions, done.set):
+            self._loop.call_soon_threadsafe(action)
         if not done.wait(10):
             raise AssertionError("the proxy's thread does not answer")
 
@@ -174,7 +176,7 @@ class Session:
         return True
 
 
-async def _messages(source: asyncio.StreamReader):  # type: ignore[no-untyped-def]
+async def _messages(source: asyncio.StreamReader) -> AsyncIterator[tuple[bytes, bytes]]:
     """(type, whole message) until the end of the connection."""
     with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
         while True:

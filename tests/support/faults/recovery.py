@@ -84,7 +84,7 @@ def device_back(lab: Lab, device: str, since: datetime, not_boot: str | None = N
 
 def lease_of(lab: Lab, device: str) -> tuple[int, int] | None:
     rows = lab.database.read("SELECT job_id, fence FROM lease_device WHERE device_id = :device", device=device)
-    return (int(rows[0][0]), int(rows[0][1])) if rows else None  # type: ignore[call-overload]
+    return (int(rows[0][0]), int(rows[0][1])) if rows else None
 
 
 def attempt_ended(lab: Lab, lease: tuple[int, int] | None) -> bool:

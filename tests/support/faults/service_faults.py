@@ -76,7 +76,7 @@ def api_killed(on: Field) -> Recovery | None:
         recovery.heal()
 
     recovery.looks += [recovery.is_healed, sending.done.is_set]
-    lab.later(on.dice.uniform(0, 0.4), kill)
+    lab.later(on.dice.uniform(0, 0.15), kill)
     return recovery
 
 
@@ -111,13 +111,13 @@ def backends_terminated(on: Field) -> Recovery | None:
     lab = on.lab
     recovery = for_a_while(on, "backends terminated once a second", 5.0, lambda: None, lambda: None)
     for second in range(5):
-        lab.later(second, lambda: lab.database.terminate_backends() and None)
+        lab.later(second, lab.database.terminate_backends)
     return recovery
 
 
 def connections_exhausted(on: Field) -> Recovery | None:
     lab = on.lab
-    held = []
+    held: list[psycopg2.extensions.connection] = []
     try:
         while len(held) < 400:
             held.append(psycopg2.connect(lab.database.url, connect_timeout=5))

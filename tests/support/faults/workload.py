@@ -57,7 +57,7 @@ class Client:
 
     def __init__(self, api: str) -> None:
         self._api = api
-        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._ending = threading.Event()
         self.sent: list[Sending] = []
         self.problems: list[str] = []
