@@ -8,14 +8,17 @@ from typing import Any
 from effillm_server.analysis.series import Series
 from effillm_server.records import ResultRecord
 
-FLOP_PER_PARAMETER = 2
+FLOP_PER_WEIGHT = 2
 
 
 def utilization(result: ResultRecord, measured: Series, ceiling: Mapping[str, Any] | None) -> dict[str, float | None]:
     """Share of the measured bandwidth and matrix rate reached, by the medians of the counted iterations.
 
-    MBU of decode = (weights + key-value cache read per step) / step time / copy bandwidth. MFU = 2 x parameters x tokens /
-    time / matrix rate of the dtype computed in; attention's own products are left out, so it is a lower bound.
+    MBU of decode = (weights read per step + key-value cache) / step time / copy bandwidth; of a table that is only looked
+    up, such as an embedding that is not the output head too, a step reads a few rows, so it does not count. MFU = 2 x
+    weights that are multiplied x tokens / time / matrix rate of the dtype computed in; the output head is applied to the
+    last prompt token only. Attention's own products are left out, so MFU is a lower bound. None for a model whose engine
+    did not say which weights are multiplied.
     """
     measurement = result.measurement or {}
     child = result.child or measurement.get("child") or {}
@@ -27,15 +30,18 @@ def utilization(result: ResultRecord, measured: Series, ceiling: Mapping[str, An
     bandwidth = limits.get("copy_bytes_s")
     step_s = _median(measured.metrics["tpot_s"])
     prefill_s = _median(measured.metrics["ttft_in_run_s"])
-    parameters, weights = model.get("parameters"), model.get("weight_bytes")
+    parts, batch = model.get("details") or {}, cell.batch_size
+    multiplied, head = parts.get("multiplied_weights"), parts.get("head_weights")
+    if multiplied is None or head is None:
+        return {"mbu_decode": None, "mfu_prefill": None, "mfu_decode": None}
     prompt = measured.prompt_tokens_per_batch
-    moved = (
-        None if weights is None else weights + _cache_bytes(measurement, cell.generate_tokens, prompt, cell.batch_size)
-    )
+    read = model["weight_bytes"] - parts["looked_up_bytes"]
+    moved = read + _cache_bytes(measurement, cell.generate_tokens, prompt, batch)
+    prefill = prompt and FLOP_PER_WEIGHT * ((multiplied - head) * prompt + head * batch)
     return {
         "mbu_decode": _share(moved, step_s, bandwidth),
-        "mfu_prefill": _share(parameters and prompt and FLOP_PER_PARAMETER * parameters * prompt, prefill_s, rate),
-        "mfu_decode": _share(parameters and FLOP_PER_PARAMETER * parameters * cell.batch_size, step_s, rate),
+        "mfu_prefill": _share(prefill, prefill_s, rate),
+        "mfu_decode": _share(FLOP_PER_WEIGHT * multiplied * batch, step_s, rate),
     }
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,9 @@ from effillm_server.settings import Settings
 CHECK_INTERVAL_S = 0.5
 EXPORTS = (Format.CSV, Format.JSON, Format.PARQUET)
 REPORT = "report.html"
+# A child unloads its model and reports the last memory stage within seconds of its last result.
+RELEASE_WITHIN_S = 30.0
+RELEASE_POLL_S = 0.2
 
 Declared = Annotated[
     list[str] | None,
@@ -100,11 +103,23 @@ def run(
                     save(client, sweep["id"], output)
                     say(f"{output} has what was measured so far")
                 raise
+            wait_for_release(client, sweep["id"], box.check)
             rows = save(client, sweep["id"], output)
             written = [*(f"results.{form}" for form in EXPORTS), *report(client, sweep["id"], output)]
     print_json(rows) if as_json else tables.results(rows)
     say(f"wrote {', '.join(str(output / name) for name in written)}")
     raise typer.Exit(watch.outcome(sweep))
+
+
+def wait_for_release(client: Client, sweep_id: str, tick: Callable[[], None]) -> None:
+    """Returns when every measured row has its last memory stage: a child writes it when it ends, after its last result."""
+    until = time.monotonic() + RELEASE_WITHIN_S
+    while time.monotonic() < until:
+        rows = client.get(f"/v1/sweeps/{sweep_id}/results", format="json")
+        if all(row["ram_released_bytes"] for row in rows if row["state"] == "measured" and not row["simulated"]):
+            return
+        tick()
+        time.sleep(RELEASE_POLL_S)
 
 
 class Interruption:

@@ -16,7 +16,7 @@ from effillm_worker.engines.base import Batch, Environment, LoadRequest, Unsuppo
 from effillm_worker.engines.clock import Clock, EventClock, ProcessorClock
 from effillm_worker.engines.rehearsal import rehearse
 from effillm_worker.quantization import method
-from effillm_worker.quantization.base import count, kernels
+from effillm_worker.quantization.base import count, kernels, roles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -196,6 +196,7 @@ class TransformersEngine:
                 "class": type(self._model).__name__,
                 "attention": getattr(self._model.config, "_attn_implementation", None),
                 "buffer_bytes": sum(buffer.numel() * buffer.element_size() for buffer in self._model.buffers()),
+                **roles(self._model, self._method),
             },
         )
 

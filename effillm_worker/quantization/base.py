@@ -53,6 +53,29 @@ def kernels(modules: Iterable[Any]) -> dict[str, int]:
     return dict(sorted(Counter(type(module).__name__ for module in owners).items()))
 
 
+def roles(model: Any, method: Method) -> dict[str, int]:
+    """What a generated token does with the weights of a transformers model.
+
+    `multiplied_weights` are the matrices outside of tables, the output head included; `head_weights` the head's;
+    `looked_up_bytes` the tables (embeddings) of which a token reads one row: a table that is the head too is multiplied.
+    """
+    tables: dict[int, Any] = {}
+    matrices: dict[int, Any] = {}
+    for module in model.modules():
+        is_table = type(module).__name__.endswith("Embedding")
+        for parameter in module.parameters(recurse=False):
+            if is_table:
+                tables[id(parameter)] = parameter
+            elif parameter.dim() > 1:
+                matrices[id(parameter)] = parameter
+    head = model.get_output_embeddings()
+    return {
+        "multiplied_weights": count(method, matrices.values()).weights,
+        "head_weights": 0 if head is None else method.stored(head.weight).weights,
+        "looked_up_bytes": count(method, [table for key, table in tables.items() if key not in matrices]).bytes,
+    }
+
+
 def plain(parameter: Any) -> Stored:
     """A parameter stored as it is."""
     return Stored(parameter.numel(), parameter.numel() * parameter.element_size())

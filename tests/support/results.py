@@ -62,7 +62,10 @@ def measurement(**changes: Any) -> dict[str, Any]:
         "child": {
             "id": "c1", "load_s": 1.5, "baseline": {"ram_bytes": 300_000_000}, "loaded": {"ram_bytes": 650_000_000},
             "released": {"ram_bytes": 310_000_000},
-            "loaded_model": {"parameters": 125_239_296, "weight_bytes": 500_957_184, "bits_per_weight": 32.0},
+            "loaded_model": {
+                "parameters": 125_239_296, "weight_bytes": 500_957_184, "bits_per_weight": 32.0,
+                "details": {"multiplied_weights": 123_543_552, "head_weights": 38_608_896, "looked_up_bytes": 6_297_600},
+            },
         },
     }  # fmt: skip
     return values | changes

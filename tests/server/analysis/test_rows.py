@@ -141,9 +141,20 @@ def test_utilization_is_bytes_and_products_per_time_over_the_measured_ceiling() 
     got = row(full_record(memory=memory), {"copy_bytes_s": 1e11, "matmul_flop_s": {"float32": 1e12}})
     step = np.median([sum(g) / 3 for g in GAPS])
     cache = 1_320_000 * (128 + 2) / (128 + 4)
-    assert got["mbu_decode"] == pytest.approx((500_957_184 + cache) / step / 1e11)
-    assert got["mfu_decode"] == pytest.approx(2 * 125_239_296 * 2 / step / 1e12)
-    assert got["mfu_prefill"] == pytest.approx(2 * 125_239_296 * 256 / np.median(TTFT) / 1e12)
+    assert got["mbu_decode"] == pytest.approx((500_957_184 - 6_297_600 + cache) / step / 1e11)
+    assert got["mfu_decode"] == pytest.approx(2 * 123_543_552 * 2 / step / 1e12)
+    # The output head multiplies the last token of each of the two prompts, everything else all 256.
+    products = 2 * ((123_543_552 - 38_608_896) * 256 + 38_608_896 * 2)
+    assert got["mfu_prefill"] == pytest.approx(products / np.median(TTFT) / 1e12)
+
+
+def test_utilization_of_a_model_that_did_not_say_what_is_multiplied_is_unknown() -> None:
+    record = full_record()
+    assert record.child is not None
+    model = {**record.child["loaded_model"], "details": {}}
+    silent = ResultRecord(**{**vars(record), "child": {**record.child, "loaded_model": model}})
+    got = row(silent, {"copy_bytes_s": 1e11, "matmul_flop_s": {"float32": 1e12}})
+    assert (got["mbu_decode"], got["mfu_prefill"], got["mfu_decode"]) == (None, None, None)
 
 
 def test_the_ceiling_recorded_with_the_measurement_goes_before_the_device_s_present_one() -> None:

@@ -110,3 +110,34 @@ def test_gptq_says_why_it_cannot_run() -> None:
 def test_kernels_count_modules_that_hold_parameters() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
     assert base.kernels(model.modules()) == {"LayerNorm": 1, "Linear": 2}
+
+
+def test_a_table_that_is_only_looked_up_is_not_multiplied() -> None:
+    from transformers import AutoModelForCausalLM, GPTNeoXConfig
+
+    width, words, inner = 32, 100, 64
+    config = GPTNeoXConfig(
+        vocab_size=words, hidden_size=width, num_hidden_layers=2, num_attention_heads=2, intermediate_size=inner,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    layers = 2 * (4 * width * width + 2 * width * inner)
+    assert base.roles(model, method("fp32")) == {
+        "multiplied_weights": layers + words * width, "head_weights": words * width, "looked_up_bytes": 4 * words * width,
+    }  # fmt: skip
+
+
+def test_a_table_that_is_the_output_head_too_is_multiplied_and_its_positions_are_looked_up() -> None:
+    from transformers import AutoModelForCausalLM, OPTConfig
+
+    width, words, inner, places = 32, 100, 64, 50
+    config = OPTConfig(
+        vocab_size=words, hidden_size=width, word_embed_proj_dim=width, num_hidden_layers=2, num_attention_heads=2,
+        ffn_dim=inner, max_position_embeddings=places, pad_token_id=1, bos_token_id=2, eos_token_id=2,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    layers = 2 * (4 * width * width + 2 * width * inner)
+    assert base.roles(model, method("fp32")) == {
+        "multiplied_weights": layers + words * width, "head_weights": words * width,
+        "looked_up_bytes": 4 * (places + 2) * width,
+    }  # fmt: skip
