@@ -67,7 +67,8 @@ def workers(lock_dir: Path) -> dict[str, Worker]:
         if len(arguments) > 3 and arguments[2].endswith("/supervisor.py"):
             lock = Path(json.loads(arguments[3])["lock"])
             child = next((other for other, (above, _) in processes.items() if above == pid), None)
-            if lock.parent != lock_dir or child is None:
+            # A supervisor whose actor has just died belongs to init for a moment: nobody to aim at.
+            if lock.parent != lock_dir or child is None or parent == 1:
                 continue
             chain = [Process.of(parent), Process.of(pid), Process.of(child)]
             if None not in chain:
