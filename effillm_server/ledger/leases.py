@@ -24,12 +24,12 @@ WITH asked AS (
     UPDATE job SET lease_expires_at = clock_timestamp() + make_interval(secs => :ttl_s), lease_ttl_s = :ttl_s
     FROM asked WHERE job.id = asked.job_id AND job.fence = asked.fence AND job.state = 'leased'
         AND job.device_id = :device AND job.boot_id = :boot
-    RETURNING job.id
+    RETURNING job.id, job.fence
 ), seen AS (
     UPDATE device SET last_seen = clock_timestamp() WHERE id = :device AND boot_id = :boot
 )
 SELECT a.job_id, a.fence, k.id IS NOT NULL AS is_kept, coalesce(t.outcome = 'cancelled', false) AS is_cancelled
-FROM asked a LEFT JOIN kept k ON k.id = a.job_id
+FROM asked a LEFT JOIN kept k ON k.id = a.job_id AND k.fence = a.fence
 LEFT JOIN attempt t ON t.job_id = a.job_id AND t.fence = a.fence AND t.device_id = :device
 ORDER BY a.job_id
 """)

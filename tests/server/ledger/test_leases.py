@@ -49,6 +49,15 @@ def test_a_renewal_tells_cancelled_from_lost(engine: Engine) -> None:
     assert sorted(renewal.lost) == [(lease.job_id, 9), (12345, 1)]
 
 
+def test_an_older_fence_of_a_job_that_is_held_again_is_lost(engine: Engine) -> None:
+    with engine.begin() as c:
+        join(c)
+        submit(c, cell())
+        lease = leased(c)
+        renewal = queue.renew(c, "box-cpu0", BOOT, [(lease.job_id, 0), (lease.job_id, lease.fence)], 60.0)
+    assert renewal == Renewal(kept=((lease.job_id, lease.fence),), to_cancel=(), lost=((lease.job_id, 0),))
+
+
 def test_another_boot_or_device_cannot_renew(engine: Engine) -> None:
     with engine.begin() as c:
         join(c)
