@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from effillm_server.analysis.series import Series
+from effillm_server.contract.sweep import Quantization
 from effillm_server.records import ResultRecord
 
 FLOP_PER_WEIGHT = 2
@@ -16,7 +17,7 @@ def utilization(result: ResultRecord, measured: Series, ceiling: Mapping[str, An
 
     MBU of decode = (weights read per step + key-value cache) / step time / copy bandwidth; of a table that is only looked
     up, such as an embedding that is not the output head too, a step reads a few rows, so it does not count. MFU = 2 x
-    weights that are multiplied x tokens / time / matrix rate of the dtype computed in; the output head is applied to the
+    weights that are multiplied x tokens / time / matrix rate of the type multiplied in (8 bits for int8); the output head is applied to the
     last prompt token only. Attention's own products are left out, so MFU is a lower bound. None for a model whose engine
     did not say which weights are multiplied.
     """
@@ -26,7 +27,9 @@ def utilization(result: ResultRecord, measured: Series, ceiling: Mapping[str, An
     # The ceiling recorded with the measurement first: the device may have changed since.
     limits = (measurement.get("details") or {}).get("ceiling") or ceiling or {}
     cell = result.job.cell
-    rate = (limits.get("matmul_flop_s") or {}).get(cell.dtype)
+    # bitsandbytes multiplies int8 weights in 8 bits, whatever the dtype around it: that of another type is no ceiling.
+    multiplied_in = "int8" if cell.quantization is Quantization.INT8 else cell.dtype
+    rate = (limits.get("matmul_flop_s") or {}).get(multiplied_in)
     bandwidth = limits.get("copy_bytes_s")
     step_s = _median(measured.metrics["tpot_s"])
     prefill_s = _median(measured.metrics["ttft_in_run_s"])

@@ -148,6 +148,15 @@ def test_utilization_is_bytes_and_products_per_time_over_the_measured_ceiling() 
     assert got["mfu_prefill"] == pytest.approx(products / np.median(TTFT) / 1e12)
 
 
+def test_int8_products_have_the_ceiling_of_int8_only() -> None:
+    rates = {"float32": 1e12, "int8": 4e12}
+    reduced = full_record(of=cell(quantization="int8"))
+    over_int8 = row(reduced, {"copy_bytes_s": 1e11, "matmul_flop_s": rates})
+    over_float = row(full_record(), {"copy_bytes_s": 1e11, "matmul_flop_s": rates})
+    assert over_int8["mfu_decode"] == pytest.approx(over_float["mfu_decode"] / 4)
+    assert row(reduced, {"copy_bytes_s": 1e11, "matmul_flop_s": {"float32": 1e12}})["mfu_decode"] is None
+
+
 def test_utilization_of_a_model_that_did_not_say_what_is_multiplied_is_unknown() -> None:
     record = full_record()
     assert record.child is not None
