@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import FlakyStrategyDefinition
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -283,21 +284,32 @@ def _seen(row: Any) -> tuple[Any, ...]:
 
 
 NEEDED = {"repeated", "refused", "late", "implied", "elsewhere", "drained"}
-MOST_ROUNDS = 8
+MOST_ROUNDS = 12
 
 
 def test_the_queue_does_what_the_model_of_the_lifecycle_does(engine: Engine) -> None:
-    """Rounds of seeded histories until every situation that has its own rule has come up, at least one."""
+    """Rounds of seeded histories until two ran to their end and every situation that has its own rule has come up.
+
+    The ledger chooses by device-seconds, so by the clock: the same draws may lead elsewhere the second time. Hypothesis
+    calls that inconsistent and ends the round; what the model had compared until then stands, and another round follows.
+    """
     LedgerMachine.engine, LedgerMachine.seen = engine, Counter()
+    complete = 0
     for number in range(MOST_ROUNDS):
-        run_state_machine_as_test(
-            seed(number)(LedgerMachine),
-            settings=settings(
-                max_examples=60 if number == 0 else 20, stateful_step_count=30, deadline=None, database=None,
-                phases=[Phase.generate], report_multiple_bugs=False,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )  # fmt: skip
-        if {situation for situation, times in LedgerMachine.seen.items() if times} >= NEEDED:
+        try:
+            run_state_machine_as_test(
+                seed(number)(LedgerMachine),
+                settings=settings(
+                    max_examples=30, stateful_step_count=30, deadline=None, database=None,
+                    phases=[Phase.generate], report_multiple_bugs=False,
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )  # fmt: skip
+        except FlakyStrategyDefinition:
+            continue
+        complete += 1
+        if complete >= 2 and {situation for situation, times in LedgerMachine.seen.items() if times} >= NEEDED:
             return
-    raise AssertionError(f"{MOST_ROUNDS} rounds met only {dict(LedgerMachine.seen)}, of {sorted(NEEDED)}")
+    raise AssertionError(
+        f"{complete} of {MOST_ROUNDS} rounds ran to their end and met {dict(LedgerMachine.seen)}, of {sorted(NEEDED)}"
+    )
