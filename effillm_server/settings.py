@@ -22,6 +22,9 @@ class Settings(Contract):
     database_url: str | None = Field(
         None, description="Postgres to use; none: an embedded one under the data directory"
     )
+    database_url_file: Path | None = Field(
+        None, description="file with the URL of the Postgres to use, read when EFFILLM_DATABASE_URL is not set"
+    )
     ray_address: str | None = Field(None, description="head of a Ray cluster, host:port; none: a local Ray is started")
     data_dir: Path = Field(
         Path.home() / ".local/share/effillm", description="where the embedded database, spools and caches live"
@@ -45,6 +48,13 @@ class Settings(Contract):
     lock_dir: Path = Field(
         Path("/run/lock/effillm"), description="where device lock files live; shared by all clusters of a box"
     )
+    autoscale: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="devices of one class that the fleet asks an autoscaling cluster for while jobs wait; 0: it asks for none",
+    )
+    autoscale_idle_s: Annotated[float, Field(gt=0)] = Field(
+        120.0, description="seconds a device of an autoscaling cluster idles before its node is let go"
+    )
 
     @field_validator("allow_pickled", mode="before")
     @classmethod
@@ -62,8 +72,22 @@ class Settings(Contract):
         source = os.environ if environment is None else environment
         values = {name: source[PREFIX + name.upper()] for name in cls.model_fields if source.get(PREFIX + name.upper())}
         try:
-            return cls.model_validate(values)
+            return cls.model_validate(values)._with_database_url()
         except ValidationError as error:
             first = error.errors()[0]
             name = PREFIX + str(first["loc"][0]).upper()
             raise BadInput(f"{name}={values[str(first['loc'][0])]!r}: {first['msg']}", field=name) from None
+
+    def _with_database_url(self) -> Settings:
+        """These settings with the database's URL out of its file. The URL itself, where there is one, wins."""
+        if self.database_url is not None or self.database_url_file is None:
+            return self
+        field = f"{PREFIX}DATABASE_URL_FILE"
+        try:
+            url = self.database_url_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise BadInput(f"{field}={self.database_url_file} cannot be read: {why}", field=field) from None
+        if not url:
+            raise BadInput(f"{field}={self.database_url_file} is empty: expected a postgresql:// URL", field=field)
+        return self.model_copy(update={"database_url": url})

@@ -46,3 +46,22 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_variable(name: str, value: 
         Settings.from_environment({PREFIX + name: value})
     assert str(caught.value).startswith(f"EFFILLM_{name}={value!r}: ")
     assert caught.value.field == f"EFFILLM_{name}"
+
+
+def test_the_databases_url_may_come_from_a_file_that_the_variable_itself_overrules(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text("postgresql://from-file/x\n")
+    named = {"EFFILLM_DATABASE_URL_FILE": str(file)}
+    assert Settings.from_environment(named).database_url == "postgresql://from-file/x"
+    both = named | {"EFFILLM_DATABASE_URL": "postgresql://from-variable/x"}
+    assert Settings.from_environment(both).database_url == "postgresql://from-variable/x"
+
+
+def test_a_file_for_the_databases_url_that_gives_none_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    named = {"EFFILLM_DATABASE_URL_FILE": str(file)}
+    with pytest.raises(BadInput, match=f"{file} cannot be read: No such file"):
+        Settings.from_environment(named)
+    file.write_text("\n")
+    with pytest.raises(BadInput, match="is empty"):
+        Settings.from_environment(named)
