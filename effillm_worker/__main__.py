@@ -10,12 +10,13 @@ import time
 import traceback
 import warnings
 
-from effillm_worker.engines.base import Engine, LoadRequest, create
+from effillm_server.contract.quality import Quality
+from effillm_worker.engines.base import Engine, Judging, LoadRequest, create
 from effillm_worker.measure.channel import Channel, ParentGone, ProtocolError
 from effillm_worker.measure.refusal import answer
 from effillm_worker.measure.session import measure
 from effillm_worker.measure.software import software
-from effillm_worker.messages import Close, Closed, Failed, Open, Opened, Refused, Run
+from effillm_worker.messages import Close, Closed, Failed, Judge, Judged, Open, Opened, Progress, Refused, Run
 from effillm_worker.meters.heap import HeapStages, read, trim
 
 LINES_OF_TRACEBACK = 12
@@ -49,11 +50,13 @@ def serve(channel: Channel) -> int:
             match command := channel.receive():
                 case Run():
                     cells += _run(channel, engine, command, heap, warm=cells > 0)
+                case Judge():
+                    channel.send(Judged(quality=_judge(channel, engine, command)))
                 case Close():
                     _close(channel, engine, cells)
                     return 0
                 case _:
-                    raise ProtocolError(f"expected Run or Close, found {type(command).__name__}")
+                    raise ProtocolError(f"expected Run, Judge or Close, found {type(command).__name__}")
     except ParentGone:
         raise
     except Exception as error:  # noqa: BLE001  the process's edge: whatever it was goes to the parent, whole
@@ -71,6 +74,7 @@ def _open(channel: Channel, opening: Open) -> tuple[Engine | None, HeapStages]:
     try:
         engine = create(opening.cell.engine)
         environment = engine.start(_load_request(opening))
+        waited += _prepare_judging(engine, opening)
         at_baseline = read()
         waited += environment.once_s + _stand_still(channel, engine, "baseline")
         model = engine.load(_load_request(opening))
@@ -87,6 +91,35 @@ def _open(channel: Channel, opening: Open) -> tuple[Engine | None, HeapStages]:
     described = software(environment)
     channel.send(Opened(load_s=load_s, software=described, model=model, simulated=engine.simulated))
     return engine, heap
+
+
+def _prepare_judging(engine: Engine, opening: Open) -> float:
+    """Seconds spent on what judging needs beside this model; they are no part of its load time."""
+    begin = time.monotonic()
+    if opening.quality is not None and isinstance(engine, Judging):
+        engine.prepare_judging(opening.quality)
+    return time.monotonic() - begin
+
+
+def _judge(channel: Channel, engine: Engine, judge: Judge) -> Quality:
+    """The quality of the loaded weights, or a record that says in words why there is none: the cells do not depend on it."""
+    if not isinstance(engine, Judging):
+        return Quality(text=judge.plan.text, notes=("this engine has no weights whose quality could be measured",))
+
+    def tick(done: int, total: int) -> None:
+        channel.tick()
+        channel.send(Progress(phase="quality", iteration=done, at_most=total))
+
+    try:
+        return engine.judge(judge.plan, judge.time_limit_s, tick)
+    except ParentGone:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever broke here, the cells that are measured stand
+        traceback.print_exc()
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return Quality(text=judge.plan.text, notes=(f"measuring quality failed: {said}",))
+    finally:
+        trim()
 
 
 def _run(channel: Channel, engine: Engine, run: Run, heap: HeapStages, *, warm: bool) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 from effillm_server.contract.fingerprint import DeviceDeclaration
 from effillm_server.contract.outcome import Cancelled, ChildRecord, Fault, FaultKind, Infeasible, Measured
+from effillm_server.contract.quality import Quality
 from effillm_server.contract.units import format_bytes
 from effillm_worker import limits
 from effillm_worker.ending import Doing, Ending, classify
@@ -27,6 +28,8 @@ from effillm_worker.messages import (
     Closed,
     Command,
     Failed,
+    Judge,
+    Judged,
     Open,
     Opened,
     Progress,
@@ -41,7 +44,7 @@ from effillm_worker.witness import Instruments, Witness
 CHILD_MODULE = "effillm_worker"
 IDLE_GPU_BYTES = 10**9  # driver and display hold some hundred megabytes of an idle GPU
 
-Answer = Opened | CellRecord | Closed | Refused | Failed
+Answer = Opened | CellRecord | Judged | Closed | Refused | Failed
 Failure = Infeasible | Fault | Cancelled
 
 
@@ -148,6 +151,28 @@ class Child:
         self.record = self.record.model_copy(update={"cells_measured": self.record.cells_measured + 1})
         return self._witness.measured(answer, self._opened, self.record)
 
+    def judge(self, judge: Judge, deadline_s: float) -> Quality:
+        """The quality of the loaded weights, kept in the child's record from now on; why there is none, when the child ended.
+
+        Never raises and never spoils what was measured before.
+        """
+        answer = self._ask(judge, deadline_s, may_hang=True)
+        if isinstance(answer, Judged):
+            quality = answer.quality
+        else:
+            failure = self._failure(answer, "measuring quality", deadline_s)
+            said = failure.message if isinstance(failure, Infeasible | Fault) else "the job was cancelled"
+            quality = Quality(text=judge.plan.text, notes=(f"the process ended while quality was measured: {said}",))
+        self.note_quality(quality)
+        return quality
+
+    def note_quality(self, quality: Quality) -> None:
+        """Let the child's record carry what is known of its weights' quality."""
+        model = self.record.loaded_model
+        if model is not None:
+            noted = model.model_copy(update={"quality": quality})
+            self.record = self.record.model_copy(update={"loaded_model": noted})
+
     def close(self, deadline_s: float) -> ChildRecord:
         """Unload and end the child; its complete record, `released` None when it could not be read. Never raises."""
         if self.is_alive and not self._cancelled.is_set():
@@ -177,10 +202,10 @@ class Child:
         """Whether its supervisor, and so the child, still runs."""
         return self._link.supervisor.poll() is None
 
-    def _ask(self, command: Command, deadline_s: float) -> Answer | Ending | Malformed:
-        """Say `command` and serve the child until it answers or ends."""
+    def _ask(self, command: Command, deadline_s: float, *, may_hang: bool = False) -> Answer | Ending | Malformed:
+        """Say `command` and serve the child until it answers or ends. `may_hang`: only the deadline ends a silent one."""
         until = time.monotonic() + deadline_s
-        self._link.order(op="watch", deadline_s=deadline_s, hang_s=self.spec.hang_s)
+        self._link.order(op="watch", deadline_s=deadline_s, hang_s=None if may_hang else self.spec.hang_s)
         progressed = False
         try:
             self._link.say(command, until)

@@ -10,11 +10,15 @@ from effillm_server.contract.base import Contract
 from effillm_server.contract.fingerprint import Software
 from effillm_server.contract.job import Cell
 from effillm_server.contract.outcome import CellMemory, InfeasibleReason, LoadedModel, Sample, StopReason
+from effillm_server.contract.quality import Quality, QualityPlan
 from effillm_server.contract.sweep import MeasurementPlan
 
 
 class Open(Contract):
-    """Load the model of this cell's group. `architecture` is the catalog's configuration for synthetic weights, if known."""
+    """Load the model of this cell's group. `architecture` is the catalog's configuration for synthetic weights, if known.
+
+    `quality`: what `Judge` will ask for; what that needs of other models is made ready before this one is loaded.
+    """
 
     kind: Literal["open"] = "open"
     cell: Cell
@@ -25,6 +29,7 @@ class Open(Contract):
     cache_dir: str
     allow_pickled: bool = False
     memory_limit_bytes: int | None = None
+    quality: QualityPlan | None = None
 
 
 class Run(Contract):
@@ -34,6 +39,14 @@ class Run(Contract):
     cell: Cell
     plan: MeasurementPlan
     context_window: int | None = None
+
+
+class Judge(Contract):
+    """Find out how good the loaded weights still are; between cells, never within one."""
+
+    kind: Literal["judge"] = "judge"
+    plan: QualityPlan
+    time_limit_s: float
 
 
 class Acknowledge(Contract):
@@ -48,7 +61,7 @@ class Close(Contract):
     kind: Literal["close"] = "close"
 
 
-Command = Annotated[Open | Run | Acknowledge | Close, Field(discriminator="kind")]
+Command = Annotated[Open | Run | Judge | Acknowledge | Close, Field(discriminator="kind")]
 
 
 class Stage(Contract):
@@ -104,6 +117,13 @@ class CellRecord(Contract):
     details: dict[str, Any] = Field(default_factory=dict)
 
 
+class Judged(Contract):
+    """The answer to Judge: always one, in words where there is nothing to measure."""
+
+    kind: Literal["judged"] = "judged"
+    quality: Quality
+
+
 class Refused(Contract):
     """The group or cell cannot run: an answer, not a fault. `warm`: this process had measured before."""
 
@@ -128,7 +148,7 @@ class Closed(Contract):
 
 
 Report = Annotated[
-    Stage | Opened | Window | Progress | CellRecord | Refused | Failed | Closed, Field(discriminator="kind")
+    Stage | Opened | Window | Progress | CellRecord | Judged | Refused | Failed | Closed, Field(discriminator="kind")
 ]
 
 COMMAND: TypeAdapter[Command] = TypeAdapter(Command)

@@ -18,8 +18,11 @@ from effillm_server.contract.units import GB
 Row = Mapping[str, Any]
 Key = tuple[Any, ...]
 LOWER_IS_BETTER = frozenset(
-    {"ttft_s", "ttft_in_run_s", "tpot_s", "e2e_s", "memory_bytes", "ram_peak_bytes", "vram_peak_bytes", "load_s", "energy_per_token_j"}
+    {"ttft_s", "ttft_in_run_s", "tpot_s", "e2e_s", "memory_bytes", "ram_peak_bytes", "vram_peak_bytes", "load_s", "energy_per_token_j",
+     "perplexity", "mean_kl", "quality_loss"}
 )  # fmt: skip
+# Found once for the weights of a load group: processes differ in nothing, and the interval is over the text.
+OF_THE_WEIGHTS = frozenset({"perplexity", "token_agreement", "mean_kl", "quality_loss"})
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,13 @@ class Cell:
 
     def estimate(self, metric: str) -> Estimate | None:
         """Estimate of `metric` (a column without suffix); None where no process has it."""
+        if metric == "quality_kept":
+            return _kept(self.estimate("quality_loss"))
         values = [(value_of(row, metric), row) for row in self.rows]
         present = [(value, row) for value, row in values if value is not None and math.isfinite(value)]
         if not present:
             return None
-        if len(present) == 1:
+        if len(present) == 1 or metric in OF_THE_WEIGHTS:
             return _from_one_process(metric, *present[0])
         means = np.array([value for value, _ in present])
         interval = statistics.mean_interval(means)
@@ -118,6 +123,14 @@ def value_of(row: Row, metric: str) -> float | None:
         return None if peak is None else peak / GB
     found: float | None = row.get(f"{metric}_mean", row.get(metric))
     return found
+
+
+def _kept(loss: Estimate | None) -> Estimate | None:
+    """Unquantized perplexity over this one: 1 / (1 + loss), so that what is better is more, as on the other axes."""
+    if loss is None or loss.value <= -1:
+        return None
+    low, high = (None if bound is None or bound <= -1 else 1 / (1 + bound) for bound in (loss.high, loss.low))
+    return Estimate(1 / (1 + loss.value), low, high, 0.0, loss.processes, loss.iterations)
 
 
 def _from_one_process(metric: str, value: float, row: Row) -> Estimate:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from effillm_server.contract.base import Contract
 from effillm_server.contract.fingerprint import Fingerprint
+from effillm_server.contract.quality import Quality
 
 
 class Phase(StrEnum):
@@ -97,7 +98,10 @@ class CellMemory(Contract):
 
 
 class LoadedModel(Contract):
-    """What the engine found after loading, counted from the tensors: the evidence beside each row."""
+    """What the engine found after loading, counted from the tensors: the evidence beside each row.
+
+    `quality` is found once a load group, after its first cell, where the sweep asks for it.
+    """
 
     parameters: int
     weight_bytes: int
@@ -105,6 +109,7 @@ class LoadedModel(Contract):
     dtype: str
     kernels: dict[str, int] = Field(default_factory=dict)
     details: dict[str, Any] = Field(default_factory=dict)
+    quality: Quality | None = None
 
 
 class ChildRecord(Contract):

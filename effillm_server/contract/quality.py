@@ -11,7 +11,8 @@ from effillm_server.contract.base import Contract
 SHIPPED = "shipped"
 MIN_TOKENS = 256
 
-_Path = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*){0,7}$", max_length=200)]  # fmt: skip
+_PATH = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*){0,7}$"
+_Path = Annotated[str, StringConstraints(pattern=_PATH, max_length=200)]
 _Task = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 
 
@@ -75,6 +76,19 @@ class TaskScore(Contract):
     examples: int | None = None
 
 
+class TimeShares(Contract):
+    """By a profiler, outside of anything that is measured: the share of time that turning codes back into numbers takes, 0..1.
+
+    0 where kernels do so inside their product: then `decode_operations`, the largest shares by name, tells which run.
+    """
+
+    prompt_tokens: int
+    decode_steps: int
+    prefill_dequantization: float
+    decode_dequantization: float
+    decode_operations: dict[str, float] = Field(default_factory=dict)
+
+
 class Quality(Contract):
     """What was found about one loaded model. Whatever is missing has its reason in `notes`.
 
@@ -89,6 +103,7 @@ class Quality(Contract):
     losses: Losses | None = None
     agreement: Agreement | None = None
     tasks: tuple[TaskScore, ...] = ()
+    shares: TimeShares | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from effillm_server.contract.job import Cell
 from effillm_server.contract.outcome import InfeasibleReason, LoadedModel
+from effillm_server.contract.quality import Quality, QualityPlan
 
 
 class Unsupported(Exception):
@@ -127,6 +128,19 @@ class Engine(Protocol):
 
     def unload(self) -> None:
         """Drop the model, collect garbage, empty the allocator's cache."""
+        ...
+
+
+@runtime_checkable
+class Judging(Protocol):
+    """What an engine can do besides whose weights have a quality."""
+
+    def prepare_judging(self, plan: QualityPlan) -> None:
+        """Between `start` and `load`: make what judging needs of other models, while this one is not in memory yet. Never raises."""
+        ...
+
+    def judge(self, plan: QualityPlan, time_limit_s: float, tick: Callable[[int, int], None] | None = None) -> Quality:
+        """The loaded model's quality; whatever could not be found has its reason in the record."""
         ...
 
 

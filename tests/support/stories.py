@@ -34,7 +34,7 @@ NUMBERS = ("two", "three", "four", "five", "six", "seven")
 
 def story(seed: int) -> str:
     """The story of this number: always the same text, some six hundred characters."""
-    draw = random.Random(f"effillm story {seed}")  # noqa: S311 - makes text, guards nothing
+    draw = random.Random(f"effillm story {seed}")
     hero, friend = draw.sample(sorted(PEOPLE), 2)
     trade = draw.choice(sorted(TRADES))
     goods, tool = TRADES[trade]

@@ -1,0 +1,143 @@
+"""Mixed precision: how much each layer suffers from few bits is measured on a text, then bits go where they help most."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from effillm_server.contract.units import format_bytes
+from effillm_worker.engines.base import Unsupported
+from effillm_worker.quantization import base
+from effillm_worker.quantization.assign import Choice, path, total_bytes, total_harm
+from effillm_worker.quantization.sensitivity import Sample, Sensitivity, kept, mean_nll, planned, sample_of
+
+BITS = (2, 3, 4, 5, 6, 8)
+HALF_PRECISION_BYTES = 2
+RANGE_BYTES = 8  # smallest value and step of an output channel, single precision
+
+Plan = dict[str, Choice]
+
+
+class Dynamic(base.Method):
+    """Each linear layer as packed uniform codes, a range per output channel, at bits of its own.
+
+    `memory`: the linear layers take at most this share of what they would in half precision. `quality`: the smallest plan whose
+    perplexity on the calibration text rises by at most this share.
+    """
+
+    converts = True
+
+    def start(self, device: str, dtype: str) -> None:
+        import torch
+
+        from effillm_worker.quantization.codes import UniformLinear
+
+        kind = getattr(torch, dtype)
+        layer = UniformLinear(torch.eye(64, dtype=kind), None, 3, channel=True).to(device)
+        with torch.no_grad():
+            layer(torch.ones(1, 64, dtype=kind, device=device))
+
+    def convert(self, model: Any, tokenizer: Any, context: base.Conversion) -> dict[str, Any]:
+        from effillm_worker.quantization.codes import UniformLinear, linear_layers, replace, weight_of
+
+        vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        sample = sample_of(self.choices.get("text"), context, vocabulary)
+        sensitivity = kept(model, sample, context)
+        begin = time.monotonic()
+        layers = choices(model, sensitivity)
+        if "memory" in self.choices:
+            plan, said = by_memory(layers, _weights(model), float(self.choices["memory"]))
+        else:
+            plan, said = by_quality(model, layers, sample, float(self.choices["quality"]))
+        for name, layer in linear_layers(model).items():
+            if plan[name].bits in BITS:
+                new = UniformLinear(weight_of(layer), layer.bias, plan[name].bits, channel=True)
+                replace(model, name, new.to(layer.weight.device))
+        facts = {
+            "plan": {name: choice.bits for name, choice in plan.items()},
+            "mean_bits": _mean_bits(plan, layers),
+            "plan_bytes": total_bytes(plan),
+            "predicted_kl": total_harm(plan),
+            "sensitivity_at_2_3_4_bits": {name: list(by_bits.values()) for name, by_bits in sensitivity.kl.items()},
+            "calibration": sample.described,
+            **said,
+        }
+        return {"seconds": sensitivity.seconds + time.monotonic() - begin, "facts": facts}
+
+    def packed(self, module: Any) -> base.Packed | None:
+        from effillm_worker.quantization.codes import packed_matrix
+
+        return packed_matrix(module)
+
+
+def choices(model: Any, sensitivity: Sensitivity) -> dict[str, tuple[Choice, ...]]:
+    """What each linear layer may be stored as: 2 to 8 bits, or as it is."""
+    from effillm_worker.quantization.codes import linear_layers, weight_of
+
+    found = {}
+    for name, layer in linear_layers(model).items():
+        rows, columns = weight_of(layer).shape
+        coded = [
+            Choice(bits, math.ceil(rows * columns * bits / 8) + RANGE_BYTES * rows, sensitivity.harm(name, bits))
+            for bits in BITS
+        ]
+        size = layer.weight.element_size()
+        found[name] = (*coded, Choice(8 * size, rows * columns * size, 0.0))
+    return found
+
+
+def by_memory(layers: dict[str, tuple[Choice, ...]], weights: int, share: float) -> tuple[Plan, dict[str, Any]]:
+    """The least harmful plan found within `share` of half precision. Raises Unsupported with the smallest there is."""
+    half = HALF_PRECISION_BYTES * weights
+    budget = int(share * half)
+    smallest = sum(min(choice.bytes for choice in each) for each in layers.values())
+    if smallest > budget:
+        # Rounded up, so that the share named can be kept.
+        least = math.ceil(1000 * smallest / half) / 1000
+        raise Unsupported(
+            f"no plan keeps the linear layers within {share:g} of half precision ({format_bytes(budget)}): the smallest possible, "
+            f"2 bits everywhere, takes {format_bytes(smallest)}: set memory to at least {least:g}"
+        )
+    *_, plan = path(layers, budget)
+    return plan, {"budget_bytes": budget}
+
+
+def by_quality(
+    model: Any, layers: dict[str, tuple[Choice, ...]], sample: Sample, share: float
+) -> tuple[Plan, dict[str, Any]]:
+    """The smallest plan on the way from 2 bits up whose measured rise of perplexity on the sample is at most `share`.
+
+    Searched by halves, so some ten plans are tried. One keeps every budget: all layers as they are.
+    """
+    plans = list(path(layers))
+    before = mean_nll(model, sample)
+    rises: dict[int, float] = {}
+
+    def rise(index: int) -> float:
+        if index not in rises:
+            bits = {name: choice.bits if choice.bits in BITS else None for name, choice in plans[index].items()}
+            with planned(model, bits):
+                rises[index] = math.expm1(min(700.0, mean_nll(model, sample) - before))
+        return rises[index]
+
+    low, high = 0, len(plans) - 1  # the last plan leaves every layer as it is: no rise at all
+    while low < high:
+        middle = (low + high) // 2
+        if rise(middle) <= share:
+            high = middle
+        else:
+            low = middle + 1
+    return plans[high], {"budget_rise": share, "measured_rise": rise(high), "plans_tried": len(rises)}
+
+
+def _weights(model: Any) -> int:
+    from effillm_worker.quantization.codes import linear_layers
+
+    return sum(layer.weight.numel() for layer in linear_layers(model).values())
+
+
+def _mean_bits(plan: Plan, layers: dict[str, tuple[Choice, ...]]) -> float:
+    """Bits of a weight over all linear layers, ranges left out."""
+    weights = {name: each[-1].bytes * 8 // each[-1].bits for name, each in layers.items()}
+    return sum(plan[name].bits * count for name, count in weights.items()) / sum(weights.values())

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from effillm_worker.engines.base import Unsupported
+from effillm_worker.quantization import sensitivity
+from effillm_worker.quantization.codes import dequantize, linear_layers, quantize
+from tests.support.conversion import Bed, linear_bytes
+
+LABEL = "dynamic-m0.3@calibration.txt"
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
+    return Bed.make(tmp_path_factory.mktemp("dynamic"))
+
+
+def test_plan_is_stored_keeps_its_budget_and_says_what_it_rests_on(bed: Bed) -> None:
+    model, said = bed.convert(LABEL)
+    facts = said["facts"]
+    weights = sum(layer.weight.numel() for layer in linear_layers(bed.load()).values())
+    assert linear_bytes(LABEL, model) == facts["plan_bytes"] <= facts["budget_bytes"] == int(0.3 * 2 * weights)
+    assert set(facts["plan"]) == set(linear_layers(bed.load()))
+    assert len(set(facts["plan"].values())) > 1  # the layers differ, and so do their bits
+    assert facts["calibration"]["text"] == "calibration.txt"
+    assert facts["calibration"]["tokens"] == 1024
+    assert said["seconds"] > 0
+
+
+def test_bits_of_each_layer_are_those_of_the_plan(bed: Bed) -> None:
+    model, said = bed.convert(LABEL)
+    stored = {name: module.bits for name, module in model.named_modules() if hasattr(module, "bits")}
+    assert stored == {name: bits for name, bits in said["facts"]["plan"].items() if bits <= 8}
+
+
+def test_sensitivity_is_measured_once_for_all_budgets(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    bed.convert(LABEL)
+
+    def again(*_: object) -> None:
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr(sensitivity, "measure", again)
+    bed.convert("dynamic-m0.5@calibration.txt")
+
+
+def test_weights_are_put_back_after_each_trial(bed: Bed) -> None:
+    model, untouched = bed.load(), bed.load()
+    sample = sensitivity.sample_of("calibration.txt", bed.context(LABEL), 768)
+    found = sensitivity.measure(model, sample)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), untouched.parameters(), strict=True))
+    harms = [by_bits[2] for by_bits in found.kl.values()], [by_bits[4] for by_bits in found.kl.values()]
+    assert sum(harms[0]) > 4 * sum(harms[1]) > 0
+
+
+def test_sensitivity_of_a_layer_is_the_divergence_it_causes_alone(bed: Bed) -> None:
+    model = bed.load()
+    sample = sensitivity.sample_of("calibration.txt", bed.context(LABEL), 768)
+    name, layer = next(iter(linear_layers(model).items()))
+    before = torch.cat(list(sensitivity.distributions(model, sample)))
+    found = sensitivity.measure(model, sample).kl[name][3]
+    layer.weight.data = dequantize(*quantize(layer.weight, 3, channel=True), torch.float32)
+    after = torch.cat(list(sensitivity.distributions(model, sample)))
+    expected = torch.nn.functional.kl_div(after.double(), before.double(), reduction="batchmean", log_target=True)
+    assert found == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_more_bits_than_measured_do_a_quarter_of_the_harm_each(bed: Bed) -> None:
+    known = sensitivity.Sensitivity({"layer": {2: 1.0, 3: 1.5, 4: 0.1}}, 0.0)
+    assert [known.harm("layer", bits) for bits in (2, 3, 4, 5, 8)] == pytest.approx([1.0, 1.0, 0.1, 0.025, 0.1 / 256])
+
+
+def test_a_budget_no_plan_can_meet_says_the_smallest_possible(bed: Bed) -> None:
+    with pytest.raises(
+        Unsupported, match=r"no plan keeps the linear layers within 0\.1 .* set memory to at least"
+    ) as refused:
+        bed.convert("dynamic-m0.1@calibration.txt")
+    least = str(refused.value).rpartition(" ")[2]
+    model, _ = bed.convert(f"dynamic-m{least}@calibration.txt")
+    assert {module.bits for module in model.modules() if hasattr(module, "bits")} == {2}
+
+
+def test_a_quality_budget_gives_the_smallest_plan_that_keeps_it_on_the_calibration_text(bed: Bed) -> None:
+    tight, loose = (
+        bed.convert("dynamic-q0.002@calibration.txt")[1]["facts"],
+        bed.convert("dynamic-q0.1@calibration.txt")[1]["facts"],
+    )
+    assert tight["measured_rise"] <= 0.002
+    assert loose["measured_rise"] <= 0.1
+    assert loose["plan_bytes"] < tight["plan_bytes"]
+
+
+def test_calibration_text_that_is_too_short_says_how_long_it_must_be(bed: Bed) -> None:
+    (bed.root / "short.txt").write_text("A word or two.")
+    with pytest.raises(Unsupported, match=r"'short\.txt' has \d+ tokens, 256 are needed"):
+        bed.convert("dynamic-m0.5@short.txt")
+
+
+def test_a_text_that_is_not_there_is_named(bed: Bed) -> None:
+    with pytest.raises(Unsupported, match=r"there is no text 'none\.txt' below the model root"):
+        bed.convert("dynamic-m0.5@none.txt")
+
+
+@pytest.mark.quantization
+@pytest.mark.timeout(900)
+def test_dynamic_beats_uniform_bits_at_equal_memory_on_held_out_text(tmp_path: Path) -> None:
+    won = 0
+    for seed in range(3):
+        bed = Bed.make(tmp_path / str(seed), seed=seed)
+        uniform, _ = bed.convert("uniform-b3-channel")
+        weights = sum(layer.weight.numel() for layer in linear_layers(bed.load()).values())
+        share = linear_bytes("uniform-b3-channel", uniform) / (2 * weights)
+        label = f"dynamic-m{math.floor(1e4 * share) / 1e4:.4f}@calibration.txt"
+        mixed, _ = bed.convert(label)
+        assert linear_bytes(label, mixed) <= linear_bytes("uniform-b3-channel", uniform)
+        print(seed, bed.nll(bed.load()), bed.nll(uniform), bed.nll(mixed))
+        won += bed.nll(mixed) < bed.nll(uniform)
+    assert won >= 2

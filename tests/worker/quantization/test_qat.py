@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from effillm_worker.engines.base import Unsupported
+from effillm_worker.quantization import training
+from effillm_worker.quantization.training import Recipe, SimulatedLinear
+from tests.support.conversion import Bed
+
+QUICK = "qat-b3-n8-lr0.001@calibration.txt"
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
+    return Bed.make(tmp_path_factory.mktemp("qat"))
+
+
+def test_gradient_passes_straight_through_the_rounding() -> None:
+    layer = SimulatedLinear(torch.nn.Linear(8, 4), 3)
+    inputs = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    layer(inputs).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, inputs.sum(dim=0).expand(4, 8))
+
+
+def test_simulated_layer_multiplies_what_its_codes_stand_for_and_as_teacher_what_was_there() -> None:
+    from effillm_worker.quantization.codes import UniformLinear
+
+    plain = torch.nn.Linear(16, 8)
+    layer, coded = SimulatedLinear(plain, 3), UniformLinear(plain.weight, plain.bias, 3, channel=True)
+    inputs = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(layer(inputs), coded(inputs))
+    layer.is_teacher = True
+    torch.testing.assert_close(layer(inputs), plain(inputs))
+
+
+def test_training_is_recorded_lowers_its_loss_and_is_kept(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, said = bed.convert(QUICK)
+    told = said["facts"]["training"]
+    assert (told["steps"], told["learning_rate"], told["bits"], told["text"]) == (8, 0.001, 3, "calibration.txt")
+    assert told["losses"][-1] < told["losses"][0]
+    assert {module.bits for module in model.modules() if hasattr(module, "bits")} == {3}
+
+    def again(*_: object) -> None:
+        raise AssertionError("trained twice")
+
+    monkeypatch.setattr(training, "train", again)
+    other, _ = bed.convert(QUICK)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_training_leaves_the_model_as_it_was(bed: Bed) -> None:
+    model, untouched = bed.load(), bed.load()
+    ids = bed.encode([(bed.root / "calibration.txt").read_text()])[0]
+    training.train(model, ids, Recipe(3, 2, 0.001), 256)
+    assert [name for name, _ in model.named_modules()] == [name for name, _ in untouched.named_modules()]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), untouched.parameters(), strict=True))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_training_that_diverges_says_so_and_keeps_nothing(bed: Bed) -> None:
+    with pytest.raises(Unsupported, match=r"qat diverged: its loss .* set a smaller learning_rate"):
+        bed.convert("qat-b4-n20-lr10@calibration.txt")
+    kept = [
+        json.loads(path.read_text())["learning_rate"] for path in (bed.root / "cache" / "qat").glob("*/training.json")
+    ]
+    assert 10 not in kept
+
+
+def test_text_that_is_too_short_to_train_on_says_how_long_it_must_be(bed: Bed) -> None:
+    (bed.root / "short.txt").write_text("A word or two.")
+    with pytest.raises(Unsupported, match=r"'short\.txt' has \d+ tokens, qat needs 512"):
+        bed.convert("qat-b4@short.txt")
+
+
+@pytest.mark.quantization
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("text", ["@calibration.txt", ""], ids=["own text", "shipped text"])
+def test_qat_beats_post_training_quantization_at_3_bits_on_held_out_text(tmp_path: Path, text: str) -> None:
+    won = 0
+    for seed in range(3):
+        bed = Bed.make(tmp_path / str(seed), seed=seed)
+        rounded, _ = bed.convert("uniform-b3-channel")
+        tuned, _ = bed.convert(f"qat-b3{text}")
+        print(seed, bed.nll(bed.load()), bed.nll(rounded), bed.nll(tuned))
+        won += bed.nll(tuned) < bed.nll(rounded)
+    assert won >= 2
