@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 FAULT_SEED ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test test-faults test-faults-full lint clean
+.PHONY: setup demo test test-quantization test-faults test-faults-full lint clean
 
 setup: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Quantization methods on models that the tests train themselves, kept in the user's cache between runs: some minutes.
+test-quantization: setup
+	$(BIN)/python -m pytest -m quantization -s tests/worker
 
 # Break a whole lab at random and look what is left: under half an hour, and the doses of docs/reliability.md as written.
 # FAULT_SEED=N repeats a schedule; root gets the faults of network and disk too.
