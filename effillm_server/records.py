@@ -110,13 +110,62 @@ class DeviceRecord:
 
 @dataclass(frozen=True)
 class EventRecord:
-    """A line of the event stream; `id` grows, so a stream can be resumed behind it."""
+    """A line of the event stream; `id` grows, so a stream can be resumed behind it. `owner` and `visibility` are its sweep's."""
 
     id: int
     sweep_id: str | None
     job_id: int | None
     kind: str
     at: datetime
+    data: dict[str, Any]
+    owner: str | None = None
+    visibility: str | None = None
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """For whose eyes something is read: what is private to another owner is not there for them, unless they are an admin."""
+
+    owner: str | None
+    is_admin: bool = False
+
+    def sees(self, visibility: str | None, owner: str | None) -> bool:
+        """Whether a sweep of this visibility and owner, or what belongs to it, exists for the viewer."""
+        return self.is_admin or visibility != "private" or (owner is not None and owner == self.owner)
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """An API key, which nobody can read back: `prefix` are its first characters, `scopes` what it opens."""
+
+    id: int
+    owner: str
+    prefix: str
+    scopes: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True)
+class SessionRecord:
+    """A browser that is signed in; `key` is None for the local admin of a server that asks for no keys."""
+
+    key: KeyRecord | None
+    expires_at: datetime
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """A change and who made it; `actor` is None for the local admin."""
+
+    id: int
+    at: datetime
+    actor: str | None
+    action: str
+    subject: str | None
+    request_id: str | None
     data: dict[str, Any]
 
 

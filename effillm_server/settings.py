@@ -20,7 +20,7 @@ class Settings(Contract):
     """Every setting of every process; the variable is the upper-case name behind EFFILLM_."""
 
     database_url: str | None = Field(
-        None, description="Postgres to use; none: an embedded one under the data directory"
+        None, repr=False, description="Postgres to use; none: an embedded one under the data directory"
     )
     database_url_file: Path | None = Field(
         None, description="file with the URL of the Postgres to use, read when EFFILLM_DATABASE_URL is not set"
@@ -44,7 +44,26 @@ class Settings(Contract):
     runtimes: dict[str, str] = Field(
         default_factory=dict, description="JSON object: runtime name -> Python interpreter"
     )
-    admin_key: str | None = Field(None, description="first admin key")
+    allow_models: tuple[str, ...] = Field(
+        ("*",), description="comma-separated patterns of the hub ids that may be loaded"
+    )
+    admin_key: str | None = Field(None, repr=False, description="first admin key")
+    admin_key_file: Path | None = Field(
+        None, description="file with the first admin key; one is made and written there if it does not exist"
+    )
+    require_keys: bool = Field(False, description="ask for keys on loopback too; anywhere else they always are")
+    public_url: str | None = Field(
+        None, pattern=r"^https?://[^/\s]+/?$", description="address under which browsers reach the server"
+    )
+    session_lifetime_s: Annotated[float, Field(ge=60)] = Field(
+        43_200.0, description="seconds after which a browser signs in anew"
+    )
+    rate_per_key: Annotated[float, Field(ge=0)] = Field(
+        100.0, description="requests a second that a key may make for long; 0: any number"
+    )
+    rate_per_address: Annotated[float, Field(ge=0)] = Field(
+        200.0, description="requests a second from one address where keys are asked for; 0: any number"
+    )
     lock_dir: Path = Field(
         Path("/run/lock/effillm"), description="where device lock files live; shared by all clusters of a box"
     )
@@ -56,7 +75,7 @@ class Settings(Contract):
         120.0, description="seconds a device of an autoscaling cluster idles before its node is let go"
     )
 
-    @field_validator("allow_pickled", mode="before")
+    @field_validator("allow_pickled", "allow_models", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -75,8 +94,10 @@ class Settings(Contract):
             return cls.model_validate(values)._with_database_url()
         except ValidationError as error:
             first = error.errors()[0]
-            name = PREFIX + str(first["loc"][0]).upper()
-            raise BadInput(f"{name}={values[str(first['loc'][0])]!r}: {first['msg']}", field=name) from None
+            setting = str(first["loc"][0])
+            name = PREFIX + setting.upper()
+            shown = repr(values[setting]) if cls.model_fields[setting].repr else "***"
+            raise BadInput(f"{name}={shown}: {first['msg']}", field=name) from None
 
     def _with_database_url(self) -> Settings:
         """These settings with the database's URL out of its file. The URL itself, where there is one, wins."""

@@ -11,7 +11,7 @@ import sqlalchemy
 from alembic.util import CommandError
 
 from effillm_server.api import logs
-from effillm_server.api.limits import is_loopback
+from effillm_server.api.admission import admit
 from effillm_server.api.reaper import Reaper
 from effillm_server.api.server import Server
 from effillm_server.api.services import Tally
@@ -31,6 +31,7 @@ def main() -> int:
         with _listening(settings) as listener:
             engine = _migrated(url)
             try:
+                admit(engine, settings)
                 _serve(settings, engine, listener)
             finally:
                 engine.dispose()
@@ -46,12 +47,6 @@ def main() -> int:
 
 
 def _database_url(settings: Settings) -> str:
-    if not is_loopback(settings.host):
-        raise BadInput(
-            f"EFFILLM_HOST={settings.host}: without API keys the API serves this machine only; "
-            "use 127.0.0.1 and reach it from elsewhere through a tunnel",
-            field="EFFILLM_HOST",
-        )
     if settings.database_url is None:
         raise BadInput(
             "EFFILLM_DATABASE_URL is not set: expected postgresql://user:password@host:5432/database; "

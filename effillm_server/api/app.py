@@ -11,19 +11,36 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from effillm_server import catalog
-from effillm_server.api import devices, documented, events, health, insight, jobs, problems, results, sweeps
+from effillm_server.api import (
+    audit,
+    devices,
+    documented,
+    events,
+    health,
+    insight,
+    jobs,
+    keys,
+    problems,
+    results,
+    sessions,
+    sweeps,
+)
 from effillm_server.api.hub import Hub
+from effillm_server.api.keyring import Keyring
 from effillm_server.api.limits import BodyLimit, Outermost, SameSite, is_loopback
 from effillm_server.api.services import Services, Tally
 from effillm_server.catalog.hub import HubClient
 from effillm_server.settings import Settings
 
-ROUTERS = (sweeps.router, jobs.router, results.router, insight.router, devices.router, events.router, health.router)
+ROUTERS = (
+    sweeps.router, jobs.router, results.router, insight.router, devices.router, events.router, keys.router,
+    sessions.router, audit.router, health.router,
+)  # fmt: skip
 
 
 def create_app(settings: Settings, engine: sqlalchemy.Engine) -> FastAPI:
     """The API over `engine`. Its event hub runs while the application's lifespan lasts; the reaper is the caller's."""
-    services = Services(settings, engine, catalog.load(), HubClient(), Hub(engine), Tally())
+    services = Services(settings, engine, catalog.load(), HubClient(), Hub(engine), Tally(), Keyring(engine, settings))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

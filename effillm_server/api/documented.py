@@ -7,16 +7,16 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from effillm_server.api import examples, insight_views, views
+from effillm_server.api import access_views, examples, insight_views, views
 from effillm_server.api.problems import MEDIA_TYPE, NAMES, Problem
 from effillm_server.contract.parse import JSON_TYPES, YAML_TYPES
 from effillm_server.contract.schema import schemas
 
 # What the doors in front of the routes and a database that is away can answer to any request.
-EVERYWHERE = (401, 403, 408, 413, 415, 421, 422, 500, 503)
+EVERYWHERE = (401, 403, 408, 413, 415, 421, 422, 429, 500, 503)
 WORDS = {
     401: "the caller is not known",
-    403: "a page of another site asked for a change",
+    403: "the caller may not do this, or a page of another site asked for it",
     404: "nothing has this id",
     408: "the body did not arrive in time",
     409: "the request contradicts what is stored",
@@ -24,6 +24,7 @@ WORDS = {
     415: "the body's type or encoding is not accepted",
     421: "the Host header names another server",
     422: "the input cannot be accepted; field, value and what is allowed are named",
+    429: "too many requests; Retry-After says when to go on",
     500: "the server failed; its log has the reason under the request id",
     503: "something this server needs does not answer now",
 }
@@ -86,7 +87,7 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
     components |= {f"Submission{name}": schema for name, schema in submission.pop("$defs").items()}
     components["Submission"] = {key: value for key, value in submission.items() if not key.startswith("$")}
     # FastAPI drops null from everything it writes, from examples too.
-    for view in (*vars(views).values(), *vars(insight_views).values()):
+    for view in (*vars(views).values(), *vars(insight_views).values(), *vars(access_views).values()):
         if isinstance(view, type) and issubclass(view, BaseModel) and view.__name__ in components:
             extra = view.model_config.get("json_schema_extra")
             components[view.__name__] |= extra if isinstance(extra, dict) else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Annotated
@@ -13,14 +14,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from effillm_server.api import examples
-from effillm_server.api.auth import Authenticated
+from effillm_server.api.auth import Caller, Reader, is_still_known
 from effillm_server.api.documented import problems, raw
 from effillm_server.api.hub import Subscription, encode
 from effillm_server.api.services import Served, Services, sweep_of
 from effillm_server.ledger import queries
-from effillm_server.records import EventRecord
+from effillm_server.records import EventRecord, Viewer
 
 KEEP_ALIVE_S = 15.0
+RECHECK_S = 2.0
 SEND_TIMEOUT_S = 10.0
 RETRY_MS = 2000
 CATCH_UP_BATCH = 1000
@@ -85,7 +87,7 @@ class EventStream(Response):
 )
 async def follow(
     served: Served,
-    who: Authenticated,
+    who: Reader,
     sweep: Annotated[
         str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="only this sweep", examples=[examples.SWEEP_ID])
     ] = None,
@@ -97,19 +99,19 @@ async def follow(
 ) -> Response:
     """Without `after` or Last-Event-ID the stream begins with what happens next."""
     if sweep is not None:
-        await run_in_threadpool(_must_exist, served, sweep)
+        await run_in_threadpool(_must_exist, served, sweep, who)
     behind = after if last_event_id is None else last_event_id
     if behind is None:
         behind = await run_in_threadpool(_last, served)
     if not follow:
-        return EventStream(_stored(served, sweep, behind, None), lambda: None)
-    subscription = await served.hub.subscribe(sweep, behind)
-    return EventStream(_chunks(served, subscription), lambda: served.hub.unsubscribe(subscription))
+        return EventStream(_stored(served, who.viewer, sweep, behind, None), lambda: None)
+    subscription = await served.hub.subscribe(sweep, behind, who.viewer)
+    return EventStream(_chunks(served, who, subscription), lambda: served.hub.unsubscribe(subscription))
 
 
-def _must_exist(served: Services, sweep_id: str) -> None:
+def _must_exist(served: Services, sweep_id: str, who: Caller) -> None:
     with served.reading() as connection:
-        sweep_of(connection, sweep_id)
+        sweep_of(connection, sweep_id, who.viewer)
 
 
 def _last(served: Services) -> int:
@@ -117,24 +119,36 @@ def _last(served: Services) -> int:
         return queries.last_event_id(connection)
 
 
-async def _chunks(served: Services, subscription: Subscription) -> AsyncIterator[bytes]:
+async def _chunks(served: Services, who: Caller, subscription: Subscription) -> AsyncIterator[bytes]:
     yield f"retry: {RETRY_MS}\n\n".encode()
-    async for chunk in _stored(served, subscription.sweep_id, subscription.seen, subscription.joined_at):
+    stored = _stored(served, who.viewer, subscription.sweep_id, subscription.seen, subscription.joined_at)
+    async for chunk in stored:
         yield chunk
+    checked_at = said_at = time.monotonic()
     while True:
-        arrived = await subscription.next(KEEP_ALIVE_S)
+        arrived = await subscription.next(RECHECK_S)
+        now = time.monotonic()
+        if now - checked_at >= RECHECK_S:
+            # A key revoked while its stream is open ends the stream too.
+            if not await run_in_threadpool(is_still_known, served.keyring, who):
+                return
+            checked_at = now
         if arrived is None:
             return
-        yield arrived or b": still here\n\n"
+        if arrived or now - said_at >= KEEP_ALIVE_S:
+            said_at = now
+            yield arrived or b": still here\n\n"
 
 
-async def _stored(served: Services, sweep_id: str | None, behind: int, until: int | None) -> AsyncIterator[bytes]:
+async def _stored(
+    served: Services, viewer: Viewer, sweep_id: str | None, behind: int, until: int | None
+) -> AsyncIterator[bytes]:
     """The stored events behind `behind` up to `until`, where a subscription takes over; None: all there are."""
     while until is None or behind < until:
         events = await run_in_threadpool(_read, served, behind, sweep_id)
         due = [event for event in events if until is None or event.id <= until]
         if due:
-            yield b"".join(encode(event) for event in due)
+            yield b"".join(encode(event) for event in due if viewer.sees(event.visibility, event.owner))
         if len(due) < CATCH_UP_BATCH:
             return
         behind = due[-1].id

@@ -20,7 +20,7 @@ import sqlalchemy
 from effillm_server.errors import Unavailable
 from effillm_server.ledger import queries
 from effillm_server.ledger.journal import CHANNEL
-from effillm_server.records import EventRecord
+from effillm_server.records import EventRecord, Viewer
 
 POLL_S = 1.0
 RECONNECT_S = 1.0
@@ -54,6 +54,7 @@ class Subscription:
     sweep_id: str | None
     seen: int
     joined_at: int
+    viewer: Viewer
     backlog: deque[bytes] = field(default_factory=deque)
     backlog_bytes: int = 0
     ended: bool = False
@@ -133,14 +134,14 @@ class Hub:
         for subscription in list(self._subscriptions):
             subscription.end()
 
-    async def subscribe(self, sweep_id: str | None, seen: int) -> Subscription:
+    async def subscribe(self, sweep_id: str | None, seen: int, viewer: Viewer) -> Subscription:
         """A subscription to what is handed out from now on. Raises Unavailable while the database is away."""
         try:
             async with asyncio.timeout(READY_WITHIN_S):
                 await self._known.wait()
         except TimeoutError:
             raise Unavailable("the event stream waits for the database; try again") from None
-        subscription = Subscription(sweep_id, seen, self._position or 0)
+        subscription = Subscription(sweep_id, seen, self._position or 0, viewer)
         if self._stop.is_set():
             subscription.end()
         self._subscriptions.add(subscription)
@@ -203,13 +204,20 @@ class Hub:
         self._known.set()
         if not self._subscriptions or not events:
             return
-        encoded = [(event.id, event.sweep_id, encode(event)) for event in events]
+        encoded = [(event, encode(event)) for event in events]
+        has_private = any(event.visibility == "private" for event in events)
         # One join for all who want the same, which is nearly everybody.
-        chunks: dict[tuple[str | None, int], bytes] = {}
+        chunks: dict[tuple[str | None, int, Viewer | None], bytes] = {}
         for subscription in list(self._subscriptions):
-            wanted = (subscription.sweep_id, subscription.seen if subscription.seen >= encoded[0][0] else 0)
+            behind = subscription.seen if subscription.seen >= events[0].id else 0
+            wanted = (subscription.sweep_id, behind, subscription.viewer if has_private else None)
             if wanted not in chunks:
-                chunks[wanted] = b"".join(
-                    chunk for number, sweep_id, chunk in encoded if number > wanted[1] and wanted[0] in (None, sweep_id)
-                )
+                chunks[wanted] = b"".join(chunk for event, chunk in encoded if _is_due(event, *wanted))
             subscription.offer(chunks[wanted])
+
+
+def _is_due(event: EventRecord, sweep_id: str | None, behind: int, viewer: Viewer | None) -> bool:
+    """Whether the event is one of those asked for, and exists for `viewer` (None: nothing here is private)."""
+    if event.id <= behind or sweep_id not in (None, event.sweep_id):
+        return False
+    return viewer is None or viewer.sees(event.visibility, event.owner)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 
 from effillm_server.api import insight_examples
-from effillm_server.api.auth import Authenticated
+from effillm_server.api.auth import Reader
 from effillm_server.api.documented import problems, raw
 from effillm_server.api.insight_rows import Gathered, facts_of, gather, side
 from effillm_server.api.insight_views import (
@@ -76,7 +76,7 @@ PICTURES: dict[Drawn, tuple[str, Any, dict[str, Any]]] = {
 )
 def analysis(
     served: Served,
-    who: Authenticated,
+    who: Reader,
     sweep_id: SweepId,
     filters: Asked,
     include_invalid: IncludeInvalid = False,
@@ -86,7 +86,7 @@ def analysis(
     with served.desk.turn():
         from effillm_server.analysis import analyse
 
-        found = gather(served, sweep_id, filters)
+        found = gather(served, who.viewer, sweep_id, filters)
         facts = facts_of(served, found, noise_floor=noise_floor)
         return _answer(analyse(found.rows, facts, include_invalid=include_invalid))
 
@@ -99,7 +99,7 @@ def analysis(
 )
 def figures(
     served: Served,
-    who: Authenticated,
+    who: Reader,
     sweep_id: SweepId,
     filters: Asked,
     include_invalid: IncludeInvalid = False,
@@ -108,7 +108,7 @@ def figures(
     with served.desk.turn():
         from effillm_server.figures import FIGURES, chart
 
-        found = gather(served, sweep_id, filters)
+        found = gather(served, who.viewer, sweep_id, filters)
         options = _options(served, found, include_invalid=include_invalid)
         needs = {name: chart(name, found.rows, options)["usermeta"]["not_enough"] for name in FIGURES}
         entries = [
@@ -135,7 +135,7 @@ def figures(
 )
 def figure(
     served: Served,
-    who: Authenticated,
+    who: Reader,
     sweep_id: SweepId,
     name: FigureName,
     format: Annotated[Drawn, Path(description="json, svg, png or pdf", examples=["json"])],
@@ -150,7 +150,7 @@ def figure(
     with served.desk.turn():
         from effillm_server.figures import MEDIA_TYPES, chart, render
 
-        found = gather(served, sweep_id, filters)
+        found = gather(served, who.viewer, sweep_id, filters)
         options = _options(served, found, noise_floor, include_invalid=include_invalid, series=series, theme=str(theme))
         spec = chart(name, found.rows, options)
         lacking = spec["usermeta"]["not_enough"]
@@ -171,7 +171,7 @@ def figure(
 )
 def report(
     served: Served,
-    who: Authenticated,
+    who: Reader,
     sweep_id: SweepId,
     filters: Asked,
     interactive: Annotated[
@@ -184,7 +184,7 @@ def report(
     with served.desk.turn():
         from effillm_server.figures import report as written
 
-        found = gather(served, sweep_id, filters)
+        found = gather(served, who.viewer, sweep_id, filters)
         options = _options(served, found, noise_floor, include_invalid=include_invalid)
         page = written(found.sweep, found.rows, options, interactive=interactive).encode()
     headers = {
@@ -202,7 +202,7 @@ def report(
 )
 def compare(
     served: Served,
-    who: Authenticated,
+    who: Reader,
     a: Annotated[str, Query(max_length=500, description=SIDE, examples=[insight_examples.SIDE_A])],
     b: Annotated[str, Query(max_length=500, description=SIDE, examples=[insight_examples.SIDE_B])],
     filters: Asked,
@@ -224,7 +224,7 @@ def compare(
         from effillm_server.analysis.compare import Options, fails
         from effillm_server.analysis.compare import compare as compared
 
-        first, second = (gather(served, sweep_id, own | filters) for sweep_id, own in sides)
+        first, second = (gather(served, who.viewer, sweep_id, own | filters) for sweep_id, own in sides)
         facts = facts_of(served, first, second, noise_floor=noise_floor)
         options = Options(metric, margin, tuple(across) if across else None, include_invalid, facts)
         result = compared(first.rows, second.rows, options)
@@ -250,13 +250,13 @@ def compare(
     },
     responses=problems(404),
 )
-def recommendations(served: Served, who: Authenticated, wanted: RecommendationRequest) -> Response:
+def recommendations(served: Served, who: Reader, wanted: RecommendationRequest) -> Response:
     """A limit counts as kept only if the unfavourable bound of the 95 % interval keeps it; ties are called ties."""
     filters = spoken_filters(wanted.filters)
     with served.desk.turn():
         from effillm_server.analysis.recommend import Constraints, recommend
 
-        found = gather(served, wanted.sweep, filters)
+        found = gather(served, who.viewer, wanted.sweep, filters)
         limits = Constraints(
             max_memory_bytes=wanted.max_memory,
             max_ttft_s=wanted.max_ttft,

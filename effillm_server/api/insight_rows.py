@@ -15,7 +15,7 @@ from effillm_server.api.rows import Row, spoken_filters, stream
 from effillm_server.api.services import Services, sweep_of
 from effillm_server.errors import BadInput
 from effillm_server.ledger import queries
-from effillm_server.records import ResultRecord, SweepRecord
+from effillm_server.records import ResultRecord, SweepRecord, Viewer
 
 if TYPE_CHECKING:
     from effillm_server.analysis import Facts
@@ -46,13 +46,13 @@ def side(text: str, field: str) -> tuple[str, Filters]:
     return sweep_id, spoken_filters(filters)
 
 
-def gather(served: Services, sweep_id: str, filters: Filters) -> Gathered:
+def gather(served: Services, viewer: Viewer, sweep_id: str, filters: Filters) -> Gathered:
     """The rows of a sweep that pass, all in memory. For whoever has the desk's turn.
 
     Raises NotFound, and BadInput when nothing passes or too much does.
     """
     with served.reading() as connection:
-        sweep = sweep_of(connection, sweep_id)
+        sweep = sweep_of(connection, sweep_id, viewer)
         ceilings = {device.id: device.ceiling for device in queries.devices(connection)}
     if sweep.total > MAX_ROWS:
         rows = _read(served, sweep, filters)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import sqlalchemy
 from fastapi import APIRouter, Query, Request, Response
 
 from effillm_server.analysis.rows import row
-from effillm_server.api import pages
-from effillm_server.api.auth import Authenticated
+from effillm_server.api import audit, pages
+from effillm_server.api.auth import Caller, Reader, Submitter, must_change
 from effillm_server.api.documented import LINKED, problems
 from effillm_server.api.services import JobId, Served, SweepId, job_of, sweep_of
 from effillm_server.api.views import AttemptView, JobDetail, JobView, PageView, ResultView
@@ -25,7 +26,7 @@ def of_sweep(
     request: Request,
     response: Response,
     served: Served,
-    who: Authenticated,
+    who: Reader,
     sweep_id: SweepId,
     state: StateFilter = None,
     after: pages.Cursor = None,
@@ -34,7 +35,7 @@ def of_sweep(
     """Pages follow by the Link header, or by `next` as `after`."""
     behind = pages.decode_int("jobs", after, first=-1)
     with served.reading() as connection:
-        sweep_of(connection, sweep_id)
+        sweep_of(connection, sweep_id, who.viewer)
         jobs = queries.jobs(connection, sweep_id, behind, limit + 1, state)
     following = pages.encode("jobs", jobs[limit - 1].ordinal) if len(jobs) > limit else None
     pages.link(request, response, following)
@@ -44,10 +45,10 @@ def of_sweep(
 @router.get(
     "/jobs/{job_id}", summary="A job with its attempts, log, raw samples and explanation", responses=problems(404)
 )
-def look(served: Served, who: Authenticated, job_id: JobId) -> JobDetail:
+def look(served: Served, who: Reader, job_id: JobId) -> JobDetail:
     """`explanation` says in words why the job is where it is; `attempts` carry the last lines of each log."""
     with served.reading() as connection:
-        job = job_of(connection, job_id)
+        job = job_of(connection, job_id, who.viewer)
         explanation = queries.explain(connection, job_id)
         attempts = queries.attempts(connection, job_id)
         result = queries.result(connection, job_id)
@@ -59,18 +60,26 @@ def look(served: Served, who: Authenticated, job_id: JobId) -> JobDetail:
 
 
 @router.post("/jobs/{job_id}/cancel", summary="Cancel a job", responses=problems(404, 409))
-def cancel(served: Served, who: Authenticated, job_id: JobId) -> JobView:
+def cancel(served: Served, who: Submitter, job_id: JobId) -> JobView:
     """A pending job is cancelled at once, a running one ended within seconds."""
     with served.writing() as connection:
-        job_of(connection, job_id)
+        _changeable(connection, who, job_id)
         queue.cancel_job(connection, job_id)
-        return JobView.of(job_of(connection, job_id))
+        audit.record(connection, who, "job.cancel", str(job_id))
+        return JobView.of(job_of(connection, job_id, who.viewer))
 
 
 @router.post("/jobs/{job_id}/retry", summary="Run a job again", responses=problems(404, 409))
-def retry(served: Served, who: Authenticated, job_id: JobId) -> JobView:
+def retry(served: Served, who: Submitter, job_id: JobId) -> JobView:
     """A measured, failed or cancelled job becomes pending; its earlier results are kept."""
     with served.writing() as connection:
-        job_of(connection, job_id)
+        _changeable(connection, who, job_id)
         queue.retry_job(connection, job_id)
-        return JobView.of(job_of(connection, job_id))
+        audit.record(connection, who, "job.retry", str(job_id))
+        return JobView.of(job_of(connection, job_id, who.viewer))
+
+
+def _changeable(connection: sqlalchemy.Connection, who: Caller, job_id: int) -> None:
+    """Raises NotFound for a job that does not exist for the caller, 403 for one of somebody else."""
+    found = job_of(connection, job_id, who.viewer)
+    must_change(who, sweep_of(connection, found.sweep_id, who.viewer).owner)

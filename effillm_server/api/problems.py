@@ -32,6 +32,7 @@ NAMES = {
     415: "unsupported-media-type",
     421: "misdirected-request",
     422: "bad-input",
+    429: "too-many-requests",
     500: "internal-error",
     503: "unavailable",
 }

@@ -14,7 +14,7 @@ from effillm_server.analysis import dialects, export
 from effillm_server.analysis.dialects import Dialect
 from effillm_server.analysis.rows import COLUMN_TYPES
 from effillm_server.api import examples
-from effillm_server.api.auth import Authenticated
+from effillm_server.api.auth import Reader
 from effillm_server.api.documented import problems, raw
 from effillm_server.api.pipe import Sink, chunks_of
 from effillm_server.api.rows import Asked, Rows, dialect_lines, stream
@@ -73,7 +73,7 @@ ROWS_SCHEMA: dict[str, Any] = {"anyOf": [_schema(COLUMN_TYPES), _schema(dialects
 )
 def rows_of(
     served: Served,
-    who: Authenticated,
+    who: Reader,
     sweep_id: SweepId,
     filters: Asked,
     format: Annotated[Format, Query(description="json, csv or parquet")] = Format.JSON,
@@ -84,7 +84,7 @@ def rows_of(
 ) -> StreamingResponse:
     """Streamed while it is read, so that a sweep of any size needs little memory on either side."""
     with served.reading() as connection:
-        sweep_of(connection, sweep_id)
+        sweep_of(connection, sweep_id, who.viewer)
     if dialect is None:
         rows, types, name = stream(served, sweep_id, filters), COLUMN_TYPES, sweep_id
     else:
@@ -98,10 +98,10 @@ def rows_of(
 
 
 @router.get("/frontier", summary="The largest batch and sequence that run", responses=problems(404))
-def frontier(served: Served, who: Authenticated, sweep_id: SweepId) -> PageView[FrontierView]:
+def frontier(served: Served, who: Reader, sweep_id: SweepId) -> PageView[FrontierView]:
     """Per model, quantization and device class: what ran, and the smallest cell that did not."""
     with served.reading() as connection:
-        sweep_of(connection, sweep_id)
+        sweep_of(connection, sweep_id, who.viewer)
         found = queries.frontier(connection, sweep_id)
     return PageView(items=[FrontierView.of(entry) for entry in found])
 

@@ -13,11 +13,12 @@ from fastapi import Depends, Path, Request
 from effillm_server.api import examples
 from effillm_server.api.desk import Desk
 from effillm_server.api.hub import Hub
+from effillm_server.api.keyring import Keyring
 from effillm_server.catalog import Catalog
 from effillm_server.catalog.resolve import HubClient
 from effillm_server.errors import NotFound
-from effillm_server.ledger import queries
-from effillm_server.records import DeviceRecord, JobRecord, SweepRecord
+from effillm_server.ledger import keys, queries
+from effillm_server.records import DeviceRecord, JobRecord, SweepRecord, Viewer
 from effillm_server.settings import Settings
 
 
@@ -30,7 +31,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Services:
-    """The process's settings, its engine, the catalog, the model hub, the hub of the event stream, its tally, its desk."""
+    """The process's settings, its engine, the catalog, the model hub, the hub of the event stream, its tally, keyring and desk."""
 
     settings: Settings
     engine: sqlalchemy.Engine
@@ -38,6 +39,7 @@ class Services:
     models: HubClient
     hub: Hub
     tally: Tally
+    keyring: Keyring
     desk: Desk = field(default_factory=Desk)
 
     @contextmanager
@@ -70,18 +72,19 @@ DeviceId = Annotated[
 ]
 
 
-def sweep_of(connection: sqlalchemy.Connection, sweep_id: str) -> SweepRecord:
-    """The sweep with this id. Raises NotFound."""
+def sweep_of(connection: sqlalchemy.Connection, sweep_id: str, viewer: Viewer) -> SweepRecord:
+    """The sweep with this id. Raises NotFound, also when it is private to somebody else."""
     found = queries.sweep(connection, sweep_id)
-    if found is None:
+    if found is None or not viewer.sees(found.visibility, found.owner):
         raise NotFound(f"no sweep has the id {sweep_id!r}; GET /v1/sweeps lists them")
     return found
 
 
-def job_of(connection: sqlalchemy.Connection, job_id: int) -> JobRecord:
-    """The job with this id. Raises NotFound."""
+def job_of(connection: sqlalchemy.Connection, job_id: int, viewer: Viewer) -> JobRecord:
+    """The job with this id. Raises NotFound, also when its sweep is private to somebody else."""
     found = queries.job(connection, job_id)
-    if found is None:
+    access = keys.access_of(connection, [job_id]).get(job_id)
+    if found is None or access is None or not viewer.sees(*access):
         raise NotFound(f"no job has the id {job_id}; GET /v1/sweeps/{{id}}/jobs lists a sweep's")
     return found
 

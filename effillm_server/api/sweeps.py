@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Request, Response
 
 from effillm_server import expand
-from effillm_server.api import examples, pages
-from effillm_server.api.auth import Authenticated
+from effillm_server.api import audit, examples, pages
+from effillm_server.api.auth import Caller, Reader, Submitter, must_change
 from effillm_server.api.definition import submitted
 from effillm_server.api.documented import DEFINITION_BODY, LINKED, problems, with_header
 from effillm_server.api.services import Served, Services, SweepId, sweep_of
@@ -53,7 +53,7 @@ IdempotencyKey = Annotated[
 )
 def submit(
     served: Served,
-    who: Authenticated,
+    who: Submitter,
     definition: Submitted,
     response: Response,
     idempotency_key: IdempotencyKey = None,
@@ -65,7 +65,7 @@ def submit(
     else:
         _check(served, definition)
         new = _planned(served, who.owner, idempotency_key, definition)
-        sweep = _store(served, new)
+        sweep = _store(served, who, new)
         if sweep.id != new.id:
             # The same request was under way twice; the other one stored it.
             response.status_code = 200
@@ -79,7 +79,7 @@ def submit(
     openapi_extra=DEFINITION_BODY,
     responses=problems(),
 )
-def preview(served: Served, who: Authenticated, definition: Submitted) -> PreviewView:
+def preview(served: Served, who: Submitter, definition: Submitted) -> PreviewView:
     """Counts the cells, and those that cannot run by reason, with the first of them as examples."""
     _check(served, definition)
     models = resolve_all(definition.models, served.settings.model_root, served.models)
@@ -94,46 +94,48 @@ def listing(
     request: Request,
     response: Response,
     served: Served,
-    who: Authenticated,
+    who: Reader,
     after: pages.Cursor = None,
     limit: pages.Limit = 50,
 ) -> PageView[SweepSummary]:
     """Pages follow by the Link header, or by `next` as `after`."""
     with served.reading() as connection:
-        sweeps = queries.sweeps(connection, pages.decode_text("sweeps", after), limit + 1)
+        sweeps = queries.sweeps(connection, pages.decode_text("sweeps", after), limit + 1, who.viewer)
     following = pages.encode("sweeps", sweeps[limit - 1].id) if len(sweeps) > limit else None
     pages.link(request, response, following)
     return PageView(items=[SweepSummary.of(sweep) for sweep in sweeps[:limit]], next=following)
 
 
 @router.get("/{sweep_id}", summary="A sweep, its progress and definition", responses=problems(404))
-def look(served: Served, who: Authenticated, sweep_id: SweepId) -> SweepView:
+def look(served: Served, who: Reader, sweep_id: SweepId) -> SweepView:
     """Counts by state come from counters, so that this stays cheap however large the sweep is."""
     with served.reading() as connection:
-        return SweepView.of(sweep_of(connection, sweep_id))
+        return SweepView.of(sweep_of(connection, sweep_id, who.viewer))
 
 
 @router.post("/{sweep_id}/cancel", summary="Cancel what is not finished", responses=problems(404, 409))
-def cancel(served: Served, who: Authenticated, sweep_id: SweepId) -> ChangedView:
+def cancel(served: Served, who: Submitter, sweep_id: SweepId) -> ChangedView:
     """Pending jobs are cancelled at once, running ones ended within seconds; results stay."""
     with served.writing() as connection:
-        sweep_of(connection, sweep_id)
+        must_change(who, sweep_of(connection, sweep_id, who.viewer).owner)
         changed = queue.cancel_sweep(connection, sweep_id)
-    return _changed(served, sweep_id, changed)
+        audit.record(connection, who, "sweep.cancel", sweep_id, changed=changed)
+    return _changed(served, who, sweep_id, changed)
 
 
 @router.post("/{sweep_id}/retry", summary="Run failed and cancelled jobs again", responses=problems(404, 409))
-def retry(served: Served, who: Authenticated, sweep_id: SweepId) -> ChangedView:
+def retry(served: Served, who: Submitter, sweep_id: SweepId) -> ChangedView:
     """Failed and cancelled jobs become pending; measured and infeasible ones keep their answer."""
     with served.writing() as connection:
-        sweep_of(connection, sweep_id)
+        must_change(who, sweep_of(connection, sweep_id, who.viewer).owner)
         changed = queue.retry_sweep(connection, sweep_id)
-    return _changed(served, sweep_id, changed)
+        audit.record(connection, who, "sweep.retry", sweep_id, changed=changed)
+    return _changed(served, who, sweep_id, changed)
 
 
-def _changed(served: Services, sweep_id: str, changed: int) -> ChangedView:
+def _changed(served: Services, who: Caller, sweep_id: str, changed: int) -> ChangedView:
     with served.reading() as connection:
-        return ChangedView(changed=changed, sweep=SweepSummary.of(sweep_of(connection, sweep_id)))
+        return ChangedView(changed=changed, sweep=SweepSummary.of(sweep_of(connection, sweep_id, who.viewer)))
 
 
 def _check(served: Services, definition: SweepDefinition) -> None:
@@ -168,11 +170,13 @@ def _planned(served: Services, owner: str | None, key: str | None, definition: S
     return NewSweep(queue.new_sweep_id(), definition, owner, key, facts)
 
 
-def _store(served: Services, sweep: NewSweep) -> SweepRecord:
+def _store(served: Services, who: Caller, sweep: NewSweep) -> SweepRecord:
     models = {name: ModelFacts.model_validate(facts) for name, facts in sweep.facts["models"].items()}
     planned = expand.expand(sweep.definition, models, served.catalog.hardware)
     with served.writing() as connection:
-        queue.enqueue(connection, sweep, planned)
+        jobs = queue.enqueue(connection, sweep, planned)
+        if queries.sweep(connection, sweep.id) is not None:
+            audit.record(connection, who, "sweep.submit", sweep.id, name=sweep.definition.name, jobs=jobs)
     with served.reading() as connection:
         stored = queries.sweep(connection, sweep.id)
         if stored is None and sweep.idempotency_key is not None:

@@ -202,8 +202,13 @@ class DeviceView(BaseModel):
     details: dict[str, Any]
 
     @classmethod
-    def of(cls, device: DeviceRecord) -> DeviceView:
-        return cls.model_validate(_fields(cls, device, job=device.job_id, fingerprint=device.fingerprint_digest))
+    def of(cls, device: DeviceRecord, *, is_hidden: bool = False) -> DeviceView:
+        """`is_hidden`: its job is private to somebody else, so that no more is told than that it is busy."""
+        shown = {"job": device.job_id, "fingerprint": device.fingerprint_digest}
+        if is_hidden:
+            details = device.details | {"fence": None, "load_since": None}
+            shown |= {"job": None, "load_group": None, "reason": "busy", "details": details}
+        return cls.model_validate(_fields(cls, device, **shown))
 
 
 class FrontierView(BaseModel):

@@ -21,11 +21,12 @@ bounds AS (
 SELECT least(drawn.last, bounds.bound - 1) FROM drawn, bounds
 """)
 _EVENTS = """
-SELECT id, sweep_id, job_id, kind, at, data FROM event
-WHERE id > :after AND id <= :settled {sweep} ORDER BY id LIMIT :limit
+SELECT e.id, e.sweep_id, e.job_id, e.kind, e.at, e.data, s.owner, s.visibility
+FROM event e LEFT JOIN sweep s ON s.id = e.sweep_id
+WHERE e.id > :after AND e.id <= :settled {sweep} ORDER BY e.id LIMIT :limit
 """
 _ALL = text(_EVENTS.format(sweep=""))
-_OF_SWEEP = text(_EVENTS.format(sweep="AND sweep_id = :sweep"))
+_OF_SWEEP = text(_EVENTS.format(sweep="AND e.sweep_id = :sweep"))
 
 
 def events(c: Connection, after_id: int, limit: int, sweep_id: str | None = None) -> list[EventRecord]:

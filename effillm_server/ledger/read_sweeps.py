@@ -11,7 +11,7 @@ from effillm_server.contract.outcome import InfeasibleReason
 from effillm_server.contract.sweep import SweepDefinition
 from effillm_server.ledger.transitions import NOW_MS
 from effillm_server.lifecycle import DeviceState, JobState, SweepState
-from effillm_server.records import Counts, SweepRecord
+from effillm_server.records import Counts, SweepRecord, Viewer
 
 _COUNTED = (*map(str, JobState), *map(str, InfeasibleReason))
 _SWEEPS = f"""
@@ -30,12 +30,14 @@ _BY_KEY = text(
     )
 )
 _PAGE = """
-    SELECT * FROM sweep {behind} ORDER BY created_at DESC, id DESC LIMIT :limit
+    SELECT * FROM sweep WHERE {seen} {behind} ORDER BY created_at DESC, id DESC LIMIT :limit
 """
-_BEHIND = "WHERE (created_at, id) < (SELECT created_at, id FROM sweep WHERE id = :after)"
+_SEEN = "(:everything OR visibility <> 'private' OR owner = :viewer)"
+# A cursor that names what is private to others finds nothing, as one that names nothing.
+_BEHIND = f"AND (created_at, id) < (SELECT created_at, id FROM sweep WHERE id = :after AND {_SEEN})"
 _ORDER = " ORDER BY s.created_at DESC, s.id DESC"
-_FIRST = text(_SWEEPS.format(page=_PAGE.format(behind="")) + _ORDER)
-_NEXT = text(_SWEEPS.format(page=_PAGE.format(behind=_BEHIND)) + _ORDER)
+_FIRST = text(_SWEEPS.format(page=_PAGE.format(seen=_SEEN, behind="")) + _ORDER)
+_NEXT = text(_SWEEPS.format(page=_PAGE.format(seen=_SEEN, behind=_BEHIND)) + _ORDER)
 _WAITING = text("""
 SELECT k.hardware, sum(k.pending)::bigint AS jobs FROM sweep s JOIN sweep_counter k ON k.sweep_id = s.id
 WHERE s.finished_at IS NULL GROUP BY k.hardware HAVING sum(k.pending) > 0 ORDER BY k.hardware
@@ -59,9 +61,10 @@ def sweep_by_key(c: Connection, owner: str | None, key: str) -> SweepRecord | No
     return None if row is None else _record(row._asdict())
 
 
-def sweeps(c: Connection, after: str | None, limit: int) -> list[SweepRecord]:
-    """A page of sweeps, newest first, behind the sweep with the id `after`."""
-    rows = c.execute(_FIRST if after is None else _NEXT, {"after": after, "limit": limit})
+def sweeps(c: Connection, after: str | None, limit: int, viewer: Viewer | None = None) -> list[SweepRecord]:
+    """A page of the sweeps that exist for `viewer` (None: all), newest first, behind the one with the id `after`."""
+    values = {"after": after, "limit": limit, "everything": viewer is None or viewer.is_admin}
+    rows = c.execute(_FIRST if after is None else _NEXT, values | {"viewer": viewer.owner if viewer else None})
     return [_record(row._asdict()) for row in rows]
 
 

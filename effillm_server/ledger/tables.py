@@ -313,7 +313,7 @@ sample = Table(
 
 # One row per sweep, class and shard. A device always counts on its own shard, so that finishing devices do not queue
 # up behind one row. `leased_since_ms` is the sum of the lease times of what is leased now: with `leased` it gives the
-# device time in flight without looking at a job.
+# device time in flight without looking at a job. `recent_ms` is device time that fades, as it stood at `recent_at_ms`.
 sweep_counter = Table(
     "sweep_counter",
     metadata,
@@ -324,6 +324,8 @@ sweep_counter = Table(
     *(_count(str(reason)) for reason in InfeasibleReason),
     _count("served_ms"),
     _count("leased_since_ms"),
+    _count("recent_ms", Double),
+    _count("recent_at_ms"),
     postgresql_with={"fillfactor": "50"},
 )
 
@@ -377,7 +379,8 @@ session = Table(
     "session",
     metadata,
     Column("hash", LargeBinary, primary_key=True),
-    Column("api_key_id", BigInteger, ForeignKey("api_key.id", ondelete="CASCADE"), nullable=False),
+    # None: the local admin of a server that asks for no keys.
+    Column("api_key_id", BigInteger, ForeignKey("api_key.id", ondelete="CASCADE")),
     _time("created_at", now=True),
     Column("expires_at", DateTime(timezone=True), nullable=False),
 )

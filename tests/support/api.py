@@ -15,6 +15,7 @@ import sqlalchemy
 # The server imports these when it is first asked for a figure; here before, so that no request waits for them.
 import effillm_server.figures  # noqa: F401
 from effillm_server.api import examples
+from effillm_server.api.admission import admit
 from effillm_server.api.app import create_app
 from effillm_server.api.server import Server
 from effillm_server.contract.fingerprint import DeviceDeclaration, Fingerprint, Hardware, Processor, Software
@@ -60,7 +61,9 @@ class Api:
 def serving(database_url: str, **settings: Any) -> Iterator[Api]:
     """The API over this database, in a thread of this process."""
     engine = connect(database_url, "api")
-    app = create_app(Settings(database_url=database_url, **settings), engine)
+    given = Settings(database_url=database_url, **settings)
+    admit(engine, given)
+    app = create_app(given, engine)
     server = Server(app)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from effillm_server.api import events, hub
-from effillm_server.records import EventRecord
+from effillm_server.records import EventRecord, Viewer
 from tests.support.api import Api, add_device, lease
+
+ADMIN = Viewer(None, is_admin=True)
 
 
 @contextmanager
@@ -162,7 +164,7 @@ def test_what_a_client_has_seen_is_not_sent_again_though_the_hub_is_behind() -> 
     async def main() -> tuple[bytes | None, bytes | None]:
         sent = hub.Hub(None)  # type: ignore[arg-type]
         sent._deliver(3, [])
-        ahead, behind = await sent.subscribe(None, seen=5), await sent.subscribe("s1", seen=0)
+        ahead, behind = await sent.subscribe(None, 5, ADMIN), await sent.subscribe("s1", 0, ADMIN)
         at = datetime.now(UTC)
         sent._deliver(6, [EventRecord(i, f"s{i % 2}", None, "x", at, {}) for i in (4, 5, 6)])
         return await ahead.next(1), await behind.next(1)
