@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, RowMapping, text
+from sqlalchemy import Connection, text
 
 from effillm_server.contract.job import Lease
+from effillm_server.contract.quality import QualityPlan
 from effillm_server.contract.sweep import Isolation, MeasurementPlan
-from effillm_server.ledger.journal import Journal
+from effillm_server.ledger.journal import Journal, faded
 from effillm_server.ledger.prepared import Statement
 from effillm_server.ledger.rows import cell_columns, cell_of
 from effillm_server.ledger.transitions import LEASED_MS, NOW_MS
 from effillm_server.lifecycle import JobState
 
-# The device, locked, and the sweeps that wait for its class: highest priority first, then least device time served, in
-# flight included, straight from the counters.
+# The device, locked, and the sweeps that wait for its class, straight from the counters: highest priority first, then by
+# how far each is ahead, which is its device time on the class, in flight included and faded by age, less the time for which
+# it has had no device. Fading alone would not do: who never was served would still come before who was long ago.
 _LOOK = Statement(
     "look",
     f"""
-WITH d AS MATERIALIZED (SELECT * FROM device WHERE id = :device FOR NO KEY UPDATE)
+WITH d AS MATERIALIZED (SELECT *, {NOW_MS} AS now_ms FROM device WHERE id = :device FOR NO KEY UPDATE)
 SELECT d.id, d.hardware_class, d.state, d.boot_id, d.declared, d.node, d.load_group, d.load_sweep,
     extract(epoch FROM clock_timestamp() - d.load_since)::double precision AS load_age_s, w.id AS sweep, w.priority,
     EXISTS (
@@ -30,18 +33,22 @@ SELECT d.id, d.hardware_class, d.state, d.boot_id, d.declared, d.node, d.load_gr
     ) AS has_neighbour
 FROM d LEFT JOIN LATERAL (
     SELECT s.id, s.priority, s.created_at, sum(k.leased) AS leased,
-        sum(k.served_ms) + sum(k.leased) * {NOW_MS} - sum(k.leased_since_ms) AS device_ms
+        sum({faded("k.recent_ms", "greatest(d.now_ms - k.recent_at_ms, 0)")})
+            + sum(k.leased) * d.now_ms - sum(k.leased_since_ms)
+            - CASE WHEN sum(k.leased) > 0 THEN 0 ELSE greatest(0, d.now_ms - greatest(
+                max(k.recent_at_ms), (extract(epoch FROM s.created_at) * 1000)::bigint
+            )) END AS ahead_ms
     FROM sweep s JOIN sweep_counter k ON k.sweep_id = s.id AND k.hardware = d.hardware_class
-    WHERE s.finished_at IS NULL GROUP BY s.id HAVING sum(k.pending) > 0
+    WHERE s.finished_at IS NULL GROUP BY s.id, d.now_ms HAVING sum(k.pending) > 0
 ) w ON d.state = 'free'
-ORDER BY w.priority DESC, w.device_ms, w.leased, w.created_at, w.id
+ORDER BY w.priority DESC, w.ahead_ms, w.leased, w.created_at, w.id
 """,
     device="text",
 )
 _MINE = f"""
 SELECT j.id AS job_id, j.sweep_id, j.fence, j.faults, j.load_group, j.fresh_child, j.lease_ttl_s,
     {LEASED_MS.replace("leased_at", "j.leased_at")} AS leased_ms, {cell_columns("j")},
-    s.definition->'measurement' AS plan, s.isolation
+    s.definition->'measurement' AS plan, s.definition->'quality' AS quality, s.isolation
 """
 _GRANTED = text(f"""
 {_MINE} FROM lease_device l JOIN job j ON j.id = l.job_id AND j.fence = l.fence JOIN sweep s ON s.id = j.sweep_id
@@ -134,7 +141,7 @@ def lease(c: Connection, request: LeaseRequest) -> Lease | None:
 
 def lease_in(c: Connection, journal: Journal, request: LeaseRequest) -> Lease | None:
     """As `lease`, leaving counters and events in the caller's journal."""
-    found = _LOOK(c, {"device": request.device_id}).mappings().all()
+    found = _LOOK(c, {"device": request.device_id})
     if not found or found[0]["boot_id"] != request.boot_id:
         return None
     device = found[0]
@@ -148,7 +155,7 @@ def lease_in(c: Connection, journal: Journal, request: LeaseRequest) -> Lease | 
 
 
 def _claim(
-    c: Connection, journal: Journal, request: LeaseRequest, device: RowMapping, sweeps: list[tuple[str, int]]
+    c: Connection, journal: Journal, request: LeaseRequest, device: Mapping[str, Any], sweeps: list[tuple[str, int]]
 ) -> Lease | None:
     claims = _CLAIM_SIMULATED if device["declared"] else _CLAIM_ANY
     # A group is held while the child that has it loaded is alive.
@@ -159,8 +166,7 @@ def _claim(
         "ttl_s": request.ttl_s, "has_neighbour": device["has_neighbour"], "held_group": request.held_group,
     }  # fmt: skip
     for sweep_id, priority, place in _places(sweeps, held_sweep, may_keep=age_s < request.group_max_age_s):
-        row = claims[place](c, common | {"sweep": sweep_id, "priority": priority}).mappings().first()
-        if row is not None:
+        for row in claims[place](c, common | {"sweep": sweep_id, "priority": priority}):
             journal.move(row["sweep_id"], row["hardware"], JobState.PENDING, JobState.LEASED)
             journal.lease_began(row["sweep_id"], row["hardware"], row["leased_ms"])
             journal.event("job_leased", row["sweep_id"], row["job_id"], device=request.device_id, fence=row["fence"])
@@ -169,7 +175,7 @@ def _claim(
 
 
 def _places(sweeps: list[tuple[str, int]], held_sweep: str | None, *, may_keep: bool) -> Iterator[tuple[str, int, str]]:
-    """Where to look, in order: (sweep, priority, place). `sweeps` come by priority, then by device time served."""
+    """Where to look, in order: (sweep, priority, place). `sweeps` come by priority, then by how far they are ahead."""
     if not sweeps:
         return
     top = sweeps[0][1]
@@ -183,10 +189,11 @@ def _places(sweeps: list[tuple[str, int]], held_sweep: str | None, *, may_keep: 
         yield sweep_id, priority, "anywhere"
 
 
-def _lease(row: RowMapping, device_id: str) -> Lease:
+def _lease(row: Mapping[str, Any], device_id: str) -> Lease:
     return Lease(
         job_id=row["job_id"], sweep_id=row["sweep_id"], fence=row["fence"], device_id=device_id,
         attempt=row["faults"] + 1, cell=cell_of(row), plan=MeasurementPlan.model_validate(row["plan"]),
         load_group=row["load_group"], isolation=Isolation(row["isolation"]), fresh_child=row["fresh_child"],
+        quality=None if row["quality"] is None else QualityPlan.model_validate(row["quality"]),
         ttl_s=row["lease_ttl_s"],
     )  # fmt: skip

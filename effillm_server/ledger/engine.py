@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Engine, create_engine, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DisconnectionError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from effillm_server.errors import BadInput, Unavailable
@@ -25,6 +26,8 @@ STATEMENT_TIMEOUT_S: dict[Role, int] = {"api": 15, "fleet": 10, "worker": 10, "m
 IDLE_IN_TRANSACTION_TIMEOUT_S: dict[Role, int] = {"api": 10, "fleet": 10, "worker": 10, "migrate": 60}
 POOL_SIZE: dict[Role, int] = {"api": 10, "fleet": 4, "worker": 2, "migrate": 1}
 CONNECT_TIMEOUT_S = 5
+# A connection that was used so recently is not asked first whether it lives: an actor goes from one job to the next on it.
+FRESH_S = 0.5
 # The server's side of the same: without it a fleet whose box lost its power keeps the lead for TCP's two hours.
 SERVER_KEEPALIVES = (
     "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 -c tcp_user_timeout=10000"
@@ -63,15 +66,36 @@ def connect(url: str, role: Role) -> Engine:
     }
     if role == "migrate":
         return create_engine(_with_driver(url), connect_args=arguments, poolclass=NullPool)
-    return create_engine(
+    engine = create_engine(
         _with_driver(url),
         connect_args=arguments,
         isolation_level="READ COMMITTED",
-        pool_pre_ping=True,
+        # Who asks on every check-out pays a round trip for it; actors are told apart, for they try again by themselves.
+        pool_pre_ping=role != "worker",
         pool_size=POOL_SIZE[role],
         max_overflow=POOL_SIZE[role],
         pool_timeout=CONNECT_TIMEOUT_S,
     )
+    if role == "worker":
+        _ask_what_was_idle(engine)
+    return engine
+
+
+def _ask_what_was_idle(engine: Engine) -> None:
+    """A connection that nobody used for a while is asked whether it lives before it is given out."""
+
+    @event.listens_for(engine, "checkin")
+    def note(_: Any, record: Any) -> None:
+        record.info["checked_in"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def ask(connection: Any, record: Any, _: Any) -> None:
+        if time.monotonic() - record.info.get("checked_in", time.monotonic()) < FRESH_S:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error:
+            raise DisconnectionError from None
 
 
 def migrate(url: str) -> None:

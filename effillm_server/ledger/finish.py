@@ -13,7 +13,7 @@ from effillm_server.ledger.claim import LeaseRequest, lease_in
 from effillm_server.ledger.implied import imply
 from effillm_server.ledger.journal import Journal
 from effillm_server.ledger.prepared import Statement
-from effillm_server.ledger.results import measurement_values, store_child, store_samples
+from effillm_server.ledger.results import measurement_values, store_child
 from effillm_server.ledger.sweeps import settle
 from effillm_server.ledger.transitions import HELD, Ending, Held, describe, end_lease
 from effillm_server.lifecycle import MEMORY_REASONS, DeviceState, History, JobState, after
@@ -62,13 +62,13 @@ def finish(
         "job": job_id, "fence": fence, "device": device_id, "boot": boot_id,
         "digest": hashlib.sha256(text_of_outcome.encode()).hexdigest(),
     }  # fmt: skip
-    row = _JOB(c, writer).first()
+    row = next(iter(_JOB(c, writer)), None)
     state, why_not, sweep_id = _judge(c, row, writer, outcome)
     if why_not is not None:
         c.execute(_REJECT, writer | {"outcome": text_of_outcome, "why": why_not})
         journal.event("outcome_rejected", sweep_id, job_id, device=device_id, fence=fence, why=why_not)
     elif state is None and row is not None:
-        state = _accept(c, journal, Held.of(row), row._mapping, writer, outcome, jitter)
+        state = _accept(c, journal, Held.of(row), row, writer, outcome, jitter)
     granted = None if next_lease is None else lease_in(c, journal, next_lease)
     journal.flush(c)
     # While the device goes on with the same sweep, that sweep is not at its end.
@@ -78,7 +78,7 @@ def finish(
 
 
 def _judge(
-    c: Connection, row: Any, writer: dict[str, Any], outcome: Outcome
+    c: Connection, row: dict[str, Any] | None, writer: dict[str, Any], outcome: Outcome
 ) -> tuple[JobState | None, str | None, str | None]:
     """(state that followed if this was dealt with before, why it is refused, sweep). Neither of the first two: accept."""
     if row is None:
@@ -119,7 +119,13 @@ def _judge(
 
 
 def _accept(
-    c: Connection, journal: Journal, held: Held, row: Any, writer: dict[str, Any], outcome: Outcome, jitter: float
+    c: Connection,
+    journal: Journal,
+    held: Held,
+    row: dict[str, Any],
+    writer: dict[str, Any],
+    outcome: Outcome,
+    jitter: float,
 ) -> JobState:
     was_reaped = held.state is JobState.PENDING
     step = after(outcome, History(held.faults - was_reaped, held.remeasures), jitter)
@@ -140,8 +146,6 @@ def _accept(
     # A cancelled child may still be on its way out: its device is free when its actor has attested.
     device_state = DeviceState.RELEASING if isinstance(outcome, Cancelled) else DeviceState.FREE
     end_lease(c, journal, held, ending, step, (device_state, None), measurement)
-    if isinstance(outcome, Measured):
-        store_samples(c, held.job_id, held.fence, outcome.samples)
     if step.state is JobState.INFEASIBLE and isinstance(outcome, Infeasible) and outcome.reason in MEMORY_REASONS:
         imply(c, journal, held.sweep_id, held.job_id, writer["device"], InfeasibleReason(outcome.reason))
     return step.state

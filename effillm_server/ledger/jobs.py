@@ -67,7 +67,7 @@ def _lock(c: Connection, job_id: int) -> Held:
     row = c.execute(_LOCK, {"job": job_id}).first()
     if row is None:
         raise _unknown(job_id)
-    return Held.of(row)
+    return Held.of(row._mapping)
 
 
 def _unknown(job_id: int) -> NotFound:

@@ -26,20 +26,38 @@ EVENT_LOCK_CLASS = 0x4556
 # listener then looks and sees most of the others; who is alone is always announced; who is missed is found by polling.
 NOTIFY_LOCK = 0x4557 << 32
 
+# Device time loses half of its weight in this time when it is asked whose turn it is: without that a sweep that has
+# measured for a day would wait a day for every one that comes after it.
+HALF_LIFE_S = 3600.0
+# Beyond so many half-lives nothing is left, and Postgres refuses results that are smaller than a number can be.
+MOST_HALF_LIVES = 60
+
+
+def faded(value: str, ms: str) -> str:
+    """SQL: device time `value` as it weighs `ms` milliseconds later."""
+    return f"{value} * power('0.5'::float8, least(({ms}) / '{HALF_LIFE_S * 1000:g}'::float8, {MOST_HALF_LIVES}))"
+
+
 _COUNTED = (*map(str, JobState), *map(str, InfeasibleReason), "served_ms", "leased_since_ms")
+_FADED = f"""
+    recent_ms = {faded("greatest(k.recent_ms, 1)", "greatest(excluded.recent_at_ms - k.recent_at_ms, 0)")}
+        + {faded("excluded.recent_ms", "greatest(k.recent_at_ms - excluded.recent_at_ms, 0)")},
+    recent_at_ms = greatest(k.recent_at_ms, excluded.recent_at_ms)
+"""
 # The writer of events first locks a lower bound of the ids it is about to draw, and holds it until it has committed: a
 # reader can then tell ids that will never appear from ids that are still to come.
 _FLUSH = Statement(
     "flush",
     f"""
 WITH counted AS (
-    INSERT INTO sweep_counter AS k (sweep_id, hardware, shard, {", ".join(_COUNTED)})
-    SELECT sweep_id, hardware, :shard, {", ".join(f"coalesce({name}, 0)" for name in _COUNTED)}
+    INSERT INTO sweep_counter AS k (sweep_id, hardware, shard, {", ".join(_COUNTED)}, recent_ms, recent_at_ms)
+    SELECT sweep_id, hardware, :shard, {", ".join(f"coalesce({name}, 0)" for name in _COUNTED)},
+        coalesce(served_ms, 0), coalesce(recent_at_ms, 0)
     FROM json_to_recordset(:counts)
-        AS x (sweep_id text, hardware text, {", ".join(f"{name} bigint" for name in _COUNTED)})
+        AS x (sweep_id text, hardware text, {", ".join(f"{name} bigint" for name in (*_COUNTED, "recent_at_ms"))})
     ORDER BY sweep_id, hardware
     ON CONFLICT (sweep_id, hardware, shard)
-        DO UPDATE SET {", ".join(f"{name} = k.{name} + excluded.{name}" for name in _COUNTED)}
+        DO UPDATE SET {", ".join(f"{name} = k.{name} + excluded.{name}" for name in _COUNTED)}, {_FADED}
 ), told AS MATERIALIZED (
     SELECT * FROM json_to_recordset(:events) AS x (sweep text, job bigint, kind text, data jsonb)
 ), bound AS MATERIALIZED (
@@ -97,6 +115,7 @@ class Journal:
         counts = self._counts[sweep_id, hardware]
         counts["leased_since_ms"] -= leased_ms
         counts["served_ms"] += max(0, ended_ms - leased_ms)
+        counts["recent_at_ms"] = max(counts["recent_at_ms"], ended_ms)
 
     def event(self, kind: str, sweep_id: str | None = None, job_id: int | None = None, **data: Any) -> None:
         self._events.append({"kind": kind, "sweep": sweep_id, "job": job_id, "data": data})
@@ -116,7 +135,7 @@ class Journal:
             "payloads": sorted({_payload(event) for event in self._events}),
             "always": not all(event["kind"].startswith("job_") for event in self._events),
         }
-        _FLUSH(c, values)
+        _FLUSH.count(c, values)
         self._counts.clear()
         self._events.clear()
 

@@ -102,7 +102,7 @@ def take_back(
 
 
 def _lapse(c: Connection, journal: Journal, row: Row[Any], why: str, jitter: float, becomes: DeviceState) -> None:
-    held = Held.of(row)
+    held = Held.of(row._mapping)
     device_id = held.device_id or ""
     message = f"device {device_id}: {why}"
     step = after_fault(FaultKind.LOST, message, History(held.faults, held.remeasures), jitter)

@@ -11,10 +11,7 @@ from sqlalchemy import Connection, text
 from effillm_server.contract import timeline
 from effillm_server.contract.fingerprint import Fingerprint
 from effillm_server.contract.outcome import ChildRecord, Measured, Phase, Sample
-from effillm_server.ledger.copying import copy_rows
 from effillm_server.ledger.prepared import Statement
-
-SAMPLE_COLUMNS = ("job_id", "fence", "position", "iteration", "phase", "prompt_tokens", "timestamps_ns", "outlier")
 
 # The same child is reported with each of its cells and once more at its end: what is known is never unlearned.
 _CHILD = """
@@ -50,6 +47,11 @@ known AS (
     VALUES (:job, :fence, :device_id, :declared, :simulated, :child_id, :fingerprint_digest, :verdict, :reasons,
         :stop_reason, :iterations, :warmup_iterations, :throughput_tok_s, :ttft_s, :e2e_s, :peak_ram_bytes,
         :peak_vram_bytes, :energy_j, :record)
+), sampled AS (
+    INSERT INTO sample (job_id, fence, position, iteration, phase, prompt_tokens, timestamps_ns, outlier)
+    SELECT :job, :fence, place - 1, iteration, phase, prompt_tokens, stamps::bigint[], outlier
+    FROM unnest(:sample_iterations, :sample_phases, :sample_prompt_tokens, :sample_stamps, :sample_outliers)
+        WITH ORDINALITY AS s (iteration, phase, prompt_tokens, stamps, outlier, place)
 )
 """
 MEASUREMENT_TYPES = CHILD_TYPES | {
@@ -57,12 +59,14 @@ MEASUREMENT_TYPES = CHILD_TYPES | {
     "verdict": "text", "reasons": "text[]", "stop_reason": "text", "iterations": "int", "warmup_iterations": "int",
     "throughput_tok_s": "double precision", "ttft_s": "double precision", "e2e_s": "double precision",
     "peak_ram_bytes": "bigint", "peak_vram_bytes": "bigint", "energy_j": "double precision", "record": "jsonb",
+    "sample_iterations": "int[]", "sample_phases": "text[]", "sample_prompt_tokens": "int[]", "sample_stamps": "text[]",
+    "sample_outliers": "boolean[]",
 }  # fmt: skip
 
 
 def store_child(c: Connection, device_id: str, boot_id: str, child: ChildRecord) -> bool:
     """Whether the child's record was stored; it is not when another device has a child of this id."""
-    return _STORE_CHILD(c, _child_values(device_id, boot_id, child)).rowcount == 1
+    return _STORE_CHILD.count(c, _child_values(device_id, boot_id, child)) == 1
 
 
 def store_fingerprint(c: Connection, fingerprint: Fingerprint) -> str:
@@ -85,18 +89,13 @@ def measurement_values(
         "energy_j": measured.energy_j,
         # Child and fingerprint have rows of their own, shared by many measurements.
         "record": measured.model_dump_json(exclude={"samples", "child", "fingerprint"}),
+        "sample_iterations": [s.iteration for s in measured.samples],
+        "sample_phases": [s.phase for s in measured.samples],
+        "sample_prompt_tokens": [s.prompt_tokens for s in measured.samples],
+        # An array of arrays must be rectangular, and timelines differ in length: each goes as its own text.
+        "sample_stamps": ["{" + ",".join(map(str, s.timestamps_ns)) + "}" for s in measured.samples],
+        "sample_outliers": [s.outlier for s in measured.samples],
     }  # fmt: skip
-
-
-def store_samples(c: Connection, job_id: int, fence: int, samples: tuple[Sample, ...]) -> None:
-    """Store the iterations of a measurement, their timestamps as an array each."""
-    copy_rows(
-        c, "sample", SAMPLE_COLUMNS,
-        (
-            (job_id, fence, position, s.iteration, s.phase, s.prompt_tokens, s.timestamps_ns, s.outlier)
-            for position, s in enumerate(samples)
-        ),
-    )  # fmt: skip
 
 
 def _child_values(device_id: str, boot_id: str, child: ChildRecord) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def cancel_held(c: Connection, journal: Journal, held: Held) -> None:
 
 
 def _cancel_leased(c: Connection, journal: Journal, sweep_id: str) -> int:
-    leased = [Held.of(row) for row in c.execute(_LEASED, {"sweep": sweep_id})]
+    leased = [Held.of(row) for row in c.execute(_LEASED, {"sweep": sweep_id}).mappings()]
     for held in leased:
         cancel_held(c, journal, held)
     return len(leased)

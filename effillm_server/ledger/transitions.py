@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from effillm_server.contract.outcome import Cancelled, Exit, Fault, Infeasible, Measured, Outcome
 from effillm_server.ledger import results
@@ -71,8 +72,7 @@ class Held:
     now_ms: int
 
     @classmethod
-    def of(cls, row: Row[Any]) -> Held:
-        values = row._mapping
+    def of(cls, values: Mapping[str, Any]) -> Held:
         return cls(
             job_id=values["id"], state=JobState(values["state"]),
             **{name: values[name] for name in HELD_COLUMNS},
@@ -144,7 +144,7 @@ def end_lease(
         "clocks": ending.clocks, "code_version": ending.code_version,
     }  # fmt: skip
     end = _END_UNMEASURED if measurement is None else _END_MEASURED
-    if end(c, values | (measurement or {})).first() is None:
+    if not end(c, values | (measurement or {})):
         raise RuntimeError(f"job {held.job_id} was locked by this transaction and yet moved under it")
     if held.state is not step.state:
         journal.move(held.sweep_id, held.hardware, held.state, step.state, step.reason)

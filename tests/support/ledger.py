@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
@@ -178,3 +179,20 @@ def expire(c: Connection, job_id: int) -> None:
 def skip_backoff(c: Connection) -> None:
     """Let every waiting retry be due now."""
     c.execute(text("UPDATE job SET not_before = NULL WHERE state = 'pending'"))
+
+
+# Every moment the ledger remembers, so that it may be moved: tests wait for nothing.
+_PASS = (
+    "UPDATE sweep SET created_at = created_at - :by",
+    "UPDATE job SET leased_at = leased_at - :by, not_before = not_before - :by, finished_at = finished_at - :by"
+    " WHERE coalesce(leased_at, not_before, finished_at) IS NOT NULL",
+    "UPDATE sweep_counter SET leased_since_ms = leased_since_ms - leased * :ms,"
+    " recent_at_ms = CASE WHEN recent_at_ms > 0 THEN recent_at_ms - :ms ELSE 0 END",
+    "UPDATE device SET load_since = load_since - :by",
+)
+
+
+def let_pass(c: Connection, seconds: float) -> None:
+    """Move everything that has happened so far this many seconds into the past. Leases stand as they did."""
+    for statement in _PASS:
+        c.execute(text(statement), {"by": timedelta(seconds=seconds), "ms": round(seconds * 1000)})

@@ -35,6 +35,7 @@ class Try:
 class Job:
     sweep: str
     batch_size: int
+    priority: int = 0
     state: JobState = JobState.PENDING
     fence: int = 0
     faults: int = 0
@@ -84,12 +85,17 @@ class LedgerModel:
             return
         number, fence, fresh = lease
         job, device = self.jobs[number], self.devices[name]
-        assert number in eligible
+        assert number == min(eligible, key=self._order)
         assert (fence, fresh) == (job.fence + 1, job.fresh)
         job.go(JobState.LEASED)
         job.fence = fence
         job.tries[fence] = Try(name, device.boot)
         device.state, device.job = "leased", number
+
+    def _order(self, number: int) -> tuple[int, int, int]:
+        """Whose turn it is: the highest priority, then the smallest cell, then the first."""
+        job = self.jobs[number]
+        return -job.priority, job.batch_size, number
 
     def judge(self, job: Job, fence: int, name: str) -> tuple[bool, JobState | None]:
         """What finish must answer, and its effect on the model."""

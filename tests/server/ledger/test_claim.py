@@ -5,11 +5,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from effillm_server.contract.job import Cell
 from effillm_server.contract.outcome import FaultKind
 from effillm_server.ledger import queries, queue
+from effillm_server.ledger.transitions import NOW_MS
 from effillm_server.lifecycle import DeviceState, JobState
 from tests.support.ledger import (
     BOOT,
@@ -104,7 +105,7 @@ def test_a_group_is_run_by_ascending_size_before_the_next(engine: Engine) -> Non
     with engine.begin() as c:
         join(c)
         submit(c, *cells)
-    order = [(of.quantization.value, of.batch_size) for _, of in _run_all(engine)]
+    order = [(of.quantization, of.batch_size) for _, of in _run_all(engine)]
     first = order[0][0]
     second = "int8" if first == "fp32" else "fp32"
     assert order == [(q, b) for q in (first, second) for b in (1, 2, 4)]
@@ -122,11 +123,21 @@ def test_the_higher_priority_interrupts_between_cells(engine: Engine) -> None:
     assert finished.next.sweep_id == high
 
 
+def _was_served(c: Connection, sweep_id: str, ms: int) -> None:
+    """The sweep had a device for this long, until just now."""
+    c.execute(
+        text(
+            f"UPDATE sweep_counter SET served_ms = :ms, recent_ms = :ms, recent_at_ms = {NOW_MS} WHERE sweep_id = :id"
+        ),
+        {"id": sweep_id, "ms": ms},
+    )
+
+
 def test_the_sweep_that_had_less_device_time_is_next(engine: Engine) -> None:
     with engine.begin() as c:
         join(c)
         served, waiting = (submit(c, *(cell(batch_size=b) for b in (1, 2, 3))) for _ in range(2))
-        c.execute(text("UPDATE sweep_counter SET served_ms = 5000 WHERE sweep_id = :id"), {"id": served})
+        _was_served(c, served, 5000)
         assert leased(c).sweep_id == waiting
 
 
@@ -153,7 +164,7 @@ def test_a_held_group_is_kept_although_another_sweep_had_less(engine: Engine) ->
         mine = submit(c, *(cell(batch_size=b) for b in (1, 2, 3)))
         lease = leased(c)
         submit(c, cell())
-        c.execute(text("UPDATE sweep_counter SET served_ms = 100000 WHERE sweep_id = :id"), {"id": mine})
+        _was_served(c, mine, 100_000)
     assert [sweep for sweep, _ in _run_all(engine)] != []
     with engine.connect() as c:
         order = c.execute(text("SELECT sweep_id FROM attempt a JOIN job j ON j.id = a.job_id ORDER BY a.started_at"))
@@ -168,7 +179,7 @@ def test_a_group_that_is_too_old_gives_way_to_the_sweep_that_had_less(engine: En
         lease = leased(c)
         other = submit(c, cell())
         c.execute(text("UPDATE device SET load_since = load_since - interval '1 hour'"))
-        c.execute(text("UPDATE sweep_counter SET served_ms = 100000 WHERE sweep_id = :id"), {"id": mine})
+        _was_served(c, mine, 100_000)
         following = request(held_group=lease.load_group)
         finished = queue.finish(c, "box-cpu0", BOOT, lease.job_id, lease.fence, measured(), 0.5, following)
     assert finished.next is not None
