@@ -29,7 +29,8 @@ from scipy.stats import t as student
 from effillm_server.catalog import load
 from effillm_server.contract.job import Cell
 from effillm_server.contract.outcome import Measured
-from effillm_server.contract.sweep import Engine, MeasurementPlan, Quantization, Weights
+from effillm_server.contract.quantization import Quantization
+from effillm_server.contract.sweep import Engine, MeasurementPlan, Weights
 from effillm_worker.fingerprint import detected
 from effillm_worker.isolate import Child, ChildSpec
 from effillm_worker.messages import Open, Run

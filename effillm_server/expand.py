@@ -14,21 +14,24 @@ from effillm_server.catalog.facts import HardwareFacts, ModelFacts, model_key
 from effillm_server.contract.base import CONTRACT_VERSION
 from effillm_server.contract.job import Cell
 from effillm_server.contract.outcome import InfeasibleReason
+from effillm_server.contract.quantization import Quantization, method_of
 from effillm_server.contract.sweep import (
     SYNTHETIC_WORKLOAD,
     Engine,
     Exclusion,
     ModelChoice,
-    Quantization,
     SweepDefinition,
     Weights,
 )
 from effillm_server.errors import BadInput
 
 EXAMPLES = 5
-FLOATS = {Quantization.FP32: "float32", Quantization.FP16: "float16", Quantization.BF16: "bfloat16"}
+FLOATS: dict[str, str] = {Quantization.FP32: "float32", Quantization.FP16: "float16", Quantization.BF16: "bfloat16"}
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+# Where cells of one load group differ, sorted as the canonical text has them.
+_SHAPE = ("batch_size", "generate_tokens", "sequence_length", "workload")
 
 Verdict = tuple[InfeasibleReason, str]
 
@@ -100,9 +103,11 @@ def expand(
     A hardware class the catalog lacks is taken for a GPU.
     """
     plan = _canonical(definition.measurement.model_dump(mode="json"))
+    group: _Group | None = None
     for ordinal, point in enumerate(_points(definition)):
-        cell = _cell(point, _facts(point.model, models), hardware.get(point.hardware))
-        yield PlannedCell(ordinal, cell, _digest(cell, plan), _infeasible(point, models, hardware))
+        if group is None or not group.holds(point):
+            group = _Group(point, _cell(point, _facts(point.model, models), hardware.get(point.hardware)), plan)
+        yield PlannedCell(ordinal, group.cell(point), group.digest(point), _infeasible(point, models, hardware))
 
 
 def preview(
@@ -126,9 +131,8 @@ def preview(
     return Preview(total, pending, count(definition) - total, infeasible, tuple(examples))
 
 
-def compute_dtype(quantization: Quantization | str, hardware_kind: str) -> str:
-    """The dtype matrix products run in: the precision's own, or half precision on a GPU and float32 on a CPU under INT8, INT4, GPTQ."""
-    quantization = Quantization(quantization)
+def compute_dtype(quantization: str, hardware_kind: str) -> str:
+    """The dtype computed in: the precision's own; under quantized weights half precision on a GPU and float32 on a CPU."""
     if quantization in FLOATS:
         return FLOATS[quantization]
     return "float32" if hardware_kind == "cpu" else "float16"
@@ -142,12 +146,48 @@ class _Point:
     hardware: str
     runtime: str
     engine: Engine
-    quantization: Quantization
+    quantization: str
     repeat: int
     batch_size: int
     sequence_length: int | None
     workload: str
     generate_tokens: int
+
+
+class _Group:
+    """What the cells of one load group share, put together once: a sweep may have a million of them."""
+
+    def __init__(self, first: _Point, cell: Cell, plan_text: str) -> None:
+        self._first = first
+        self._cell = cell
+        fields = [
+            f'"{name}":' + ("%s" if name in _SHAPE else _canonical(value).replace("%", "%%"))
+            for name, value in sorted(cell.__dict__.items())
+        ]
+        self._text = f"[{CONTRACT_VERSION},{{{','.join(fields)}}},{plan_text.replace('%', '%%')}]"
+        self._workloads: dict[str, str] = {}
+
+    def holds(self, point: _Point) -> bool:
+        first = self._first
+        return (
+            point.model is first.model
+            and point.hardware is first.hardware
+            and point.runtime is first.runtime
+            and point.engine is first.engine
+            and point.quantization is first.quantization
+            and point.repeat == first.repeat
+        )
+
+    def cell(self, point: _Point) -> Cell:
+        return self._cell.model_copy(update={name: getattr(point, name) for name in _SHAPE})
+
+    def digest(self, point: _Point) -> str:
+        """The same as `cell.digest(plan)`; a test holds the two together."""
+        length = "null" if point.sequence_length is None else point.sequence_length
+        if point.workload not in self._workloads:
+            self._workloads[point.workload] = _canonical(point.workload)
+        text = self._text % (point.batch_size, point.generate_tokens, length, self._workloads[point.workload])
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _points(definition: SweepDefinition) -> Iterator[_Point]:
@@ -195,19 +235,22 @@ def _predicate(exclusion: Exclusion) -> Callable[[_Point], bool]:
     wanted = [(name, frozenset(values)) for name in Exclusion.model_fields if (values := getattr(exclusion, name))]
 
     def matches(point: _Point) -> bool:
-        return all(_coordinate(point, name) in values for name, values in wanted)
+        return all(not values.isdisjoint(_coordinates(point, name)) for name, values in wanted)
 
     return matches
 
 
-def _coordinate(point: _Point, name: str) -> object:
+def _coordinates(point: _Point, name: str) -> tuple[object, ...]:
+    """What an exclusion may call a point's place on an axis: a quantization by its label or by its method's bare name."""
     match name:
         case "model":
-            return point.model.id
+            return (point.model.id,)
         case "weights":
-            return point.model.weights
+            return (point.model.weights,)
+        case "quantization":
+            return (point.quantization, method_of(point.quantization))
         case _:
-            return getattr(point, name)
+            return (getattr(point, name),)
 
 
 def _cell(point: _Point, model: ModelFacts, hardware: HardwareFacts | None) -> Cell:
@@ -249,8 +292,9 @@ def _infeasible(
     point: _Point, models: Mapping[str, ModelFacts], hardware: Mapping[str, HardwareFacts]
 ) -> Verdict | None:
     facts = hardware.get(point.hardware)
-    if facts is not None and point.quantization in facts.unsupported:
-        return InfeasibleReason.UNSUPPORTED, facts.unsupported[point.quantization]
+    unsupported: Mapping[str, str] = facts.unsupported if facts is not None else {}
+    if (method := method_of(point.quantization)) in unsupported:
+        return InfeasibleReason.UNSUPPORTED, unsupported[method]
     window = _facts(point.model, models).context_window
     # The prompts of a text workload are cut to fit; one token of prompt is the least that can be left.
     prompt = point.sequence_length or 1
@@ -279,6 +323,8 @@ def _check_exclusion(definition: SweepDefinition, index: int, exclusion: Exclusi
                 present = tuple(choice.id for choice in definition.models)
             case "weights":
                 present = tuple(choice.weights for choice in definition.models)
+            case "quantization":
+                present = (*definition.quantization, *map(method_of, definition.quantization))
             case _:
                 present = getattr(definition, name)
         for value in getattr(exclusion, name) or ():

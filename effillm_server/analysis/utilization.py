@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from effillm_server.analysis.series import Series
-from effillm_server.contract.sweep import Quantization
+from effillm_server.contract.quantization import method_of
 from effillm_server.records import ResultRecord
 
 FLOP_PER_WEIGHT = 2
@@ -28,7 +28,7 @@ def utilization(result: ResultRecord, measured: Series, ceiling: Mapping[str, An
     limits = (measurement.get("details") or {}).get("ceiling") or ceiling or {}
     cell = result.job.cell
     # bitsandbytes multiplies int8 weights in 8 bits, whatever the dtype around it: that of another type is no ceiling.
-    multiplied_in = "int8" if cell.quantization is Quantization.INT8 else cell.dtype
+    multiplied_in = "int8" if method_of(cell.quantization) == "int8" else cell.dtype
     rate = (limits.get("matmul_flop_s") or {}).get(multiplied_in)
     bandwidth = limits.get("copy_bytes_s")
     step_s = _median(measured.metrics["tpot_s"])

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from effillm_server.contract.base import Contract
-from effillm_server.contract.sweep import ModelChoice, Quantization, Slug
+from effillm_server.contract.quantization import Quantization
+from effillm_server.contract.sweep import ModelChoice, Slug
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Dollars = Annotated[float, Field(gt=0)]

@@ -6,19 +6,27 @@ import hashlib
 import json
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from effillm_server.contract.base import CONTRACT_VERSION, Contract
-from effillm_server.contract.sweep import Engine, Isolation, MeasurementPlan, Quantization, Weights
+from effillm_server.contract.quality import QualityPlan
+from effillm_server.contract.quantization import Value, options_of
+from effillm_server.contract.sweep import Engine, Isolation, MeasurementPlan, Weights
+
+# Not checked against the methods known here: a device may run a method that an installed package adds.
+Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][A-Za-z0-9._/@-]{0,199}$")]
 
 
 class Cell(Contract):
-    """One point of the sweep matrix. `sequence_length` is None for text workloads, which bring their own lengths."""
+    """One point of the sweep matrix. `sequence_length` is None for text workloads, which bring their own lengths.
+
+    `quantization` is the canonical label of `contract.quantization`.
+    """
 
     model: str
     weights: Weights
     revision: str | None = None
-    quantization: Quantization
+    quantization: Label
     dtype: str
     engine: Engine
     runtime: str
@@ -28,6 +36,11 @@ class Cell(Contract):
     workload: str
     generate_tokens: Annotated[int, Field(ge=1)]
     repeat: Annotated[int, Field(ge=1)] = 1
+
+    @property
+    def quantization_options(self) -> dict[str, Value]:
+        """Options of the quantization, defaults included; its label holds them all. Raises ValueError for what is no label."""
+        return options_of(self.quantization)
 
     @property
     def size(self) -> int:
@@ -59,6 +72,7 @@ class Lease(Contract):
     load_group: str
     isolation: Isolation = Isolation.GROUP
     fresh_child: bool = False
+    quality: QualityPlan | None = None
     ttl_s: float
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from effillm_server.contract.base import Contract
+from effillm_server.contract.quality import QualityPlan
+from effillm_server.contract.quantization import QuantizationChoice, QuantizationFilter
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,5}")
 AXES = (
@@ -19,15 +21,6 @@ AXES = (
 class Weights(StrEnum):
     PRETRAINED = "pretrained"
     SYNTHETIC = "synthetic"
-
-
-class Quantization(StrEnum):
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-    INT8 = "int8"
-    INT4 = "int4"
-    GPTQ = "gptq"
 
 
 class Engine(StrEnum):
@@ -151,7 +144,7 @@ class Exclusion(Contract):
 
     model: Axis[str] | None = None
     weights: Axis[Weights] | None = None
-    quantization: Axis[Quantization] | None = None
+    quantization: Axis[QuantizationFilter] | None = None
     hardware: Axis[str] | None = None
     engine: Axis[Engine] | None = None
     runtime: Axis[str] | None = None
@@ -176,7 +169,7 @@ class SweepDefinition(Contract):
     ]
     models: Axis[ModelChoice]
     hardware: Axis[Slug]
-    quantization: Axis[Quantization]
+    quantization: Axis[QuantizationChoice]
     batch_size: Axis[BatchSize] = (1,)
     sequence_length: Axis[Tokens] = (128,)
     workload: Axis[Slug] = (SYNTHETIC_WORKLOAD,)
@@ -188,3 +181,4 @@ class SweepDefinition(Contract):
     priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
     visibility: Visibility = Visibility.LAB
     isolation: Isolation = Isolation.GROUP
+    quality: QualityPlan | None = None

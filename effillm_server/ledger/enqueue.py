@@ -126,7 +126,7 @@ def _rows(
         reason, message = plan.infeasible or (None, None)
         moved[cell.hardware, reason] += 1
         yield (
-            sweep.id, plan.ordinal, plan.digest, cell.model, cell.weights.value, cell.revision, cell.quantization.value,
+            sweep.id, plan.ordinal, plan.digest, cell.model, cell.weights.value, cell.revision, cell.quantization,
             cell.dtype, cell.engine.value, cell.runtime, cell.hardware, cell.batch_size, cell.sequence_length,
             cell.workload, cell.generate_tokens, cell.repeat, cell.size, group, priority,
             "infeasible" if reason else "pending", reason, message, created_at if reason else None,

@@ -16,7 +16,8 @@ from typing import Any
 from effillm_server.contract.fingerprint import DeviceDeclaration
 from effillm_server.contract.job import Cell, Lease
 from effillm_server.contract.outcome import Measured, Phase
-from effillm_server.contract.sweep import Bounds, Engine, Isolation, MeasurementPlan, Quantization, Weights
+from effillm_server.contract.quantization import Quantization
+from effillm_server.contract.sweep import Bounds, Engine, Isolation, MeasurementPlan, Weights
 from effillm_server.contract.timeline import throughput_tok_s
 from effillm_server.settings import Settings
 from effillm_worker.bench import Bench

@@ -6,6 +6,8 @@ import gc
 import tempfile
 from typing import Any
 
+from effillm_worker.engines.checkpoint import dtype_argument
+
 SIZES = {
     "hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2, "num_hidden_layers": 1,
     "vocab_size": 512, "max_position_embeddings": 256,
@@ -26,7 +28,8 @@ def rehearse(torch: Any, dtype: str, options: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), device_map={"": "cpu"}, trust_remote_code=False, use_safetensors=True, **options
+            folder, device_map={"": "cpu"}, trust_remote_code=False, use_safetensors=True,
+            **dtype_argument(getattr(torch, dtype)), **options,
         )  # fmt: skip
     ids = torch.ones(PROMPT, dtype=torch.long)
     settings = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0)

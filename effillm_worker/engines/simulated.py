@@ -46,10 +46,11 @@ from typing import Any, NoReturn
 from effillm_server import catalog
 from effillm_server.contract.job import Cell
 from effillm_server.contract.outcome import InfeasibleReason, LoadedModel
+from effillm_server.contract.quantization import bits_of
 from effillm_server.contract.units import format_bytes
 from effillm_worker.engines.base import Batch, Environment, LoadRequest, OutOfMemory, Unsupported
 
-BITS = {"fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": 8.0, "int4": 4.5, "gptq": 4.25}
+BITS = {"int4": 4.5, "gptq": 4.25}  # with the scales of the methods' own defaults
 REAL_WAIT_S = 0.001
 JITTER = 0.004
 VOCABULARY = 32_000
@@ -98,7 +99,7 @@ class SimulatedEngine:
             _hang()
         time.sleep(self._seconds("slow-load") or REAL_WAIT_S)
         self._parameters = parameters(request.cell.model)
-        bits = BITS[request.cell.quantization]
+        bits = _bits(request.cell.quantization)
         self._weight_bytes = round(self._parameters * bits / 8)
         self._occupy(0)
         return LoadedModel(
@@ -270,3 +271,12 @@ def _identity(cell: Cell) -> str:
 def _fraction(text: str) -> float:
     """A number in 0..1 that the text alone decides."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+
+
+def _bits(label: str) -> float:
+    bits = BITS.get(label) or bits_of(label)
+    if bits is None:
+        raise Unsupported(
+            f"the simulated engine declares no weights for {label}: their bits follow from a plan or a checkpoint"
+        )
+    return bits

@@ -8,21 +8,26 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from effillm_server.contract.evidence import Quantized
 from effillm_server.contract.outcome import LoadedModel
+from effillm_server.contract.quality import Quality, QualityPlan
 from effillm_worker import weights
 from effillm_worker.engines.base import Batch, Environment, LoadRequest, Unsupported
+from effillm_worker.engines.checkpoint import disk_bytes, dtype_argument, identity
 from effillm_worker.engines.clock import Clock, EventClock, ProcessorClock
 from effillm_worker.engines.rehearsal import rehearse
 from effillm_worker.quantization import method
-from effillm_worker.quantization.base import count, kernels, roles
+from effillm_worker.quantization.base import Conversion, account, kernels, quantized, roles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
 
+NO_QUALITY = "synthetic weights are random and have no quality: measure it with weights: pretrained"
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id")
 
 
@@ -30,6 +35,7 @@ class TransformersEngine:
     """One causal language model loaded by transformers, on a processor or on the process's only visible GPU."""
 
     simulated = False
+    _no_reference = ""
 
     def start(self, request: LoadRequest) -> Environment:
         _set_environment(request.threads)
@@ -45,9 +51,16 @@ class TransformersEngine:
         self._method.check(request.device, request.cell.dtype)
         with _quiet():
             begin = time.monotonic()
-            self._source = weights.source(request)
-            once_s = time.monotonic() - begin if self._source.synthetic else 0.0
-            self._config = _config(self._source)
+            found = weights.source(request)
+            self._config = _config(found)
+            self._method.accept(self._config, found)
+            self._context = self._conversion(request, found)
+            self._source = self._method.prepare(self._context)
+            is_made = self._source is not found
+            if is_made:
+                self._config = _config(self._source)
+                self._method.accept(self._config, self._source)
+            once_s = time.monotonic() - begin if is_made or found.synthetic else 0.0
             self._load_options = self._method.options(request.cell.dtype)
             self._method.start(request.device, request.cell.dtype)
             begin = time.monotonic()
@@ -64,34 +77,35 @@ class TransformersEngine:
 
         dtype = getattr(self._torch, request.cell.dtype)
         with _quiet():
-            self._model = AutoModelForCausalLM.from_pretrained(
+            self._model = self._method.load(
+                AutoModelForCausalLM,
                 self._source.location,
-                config=self._config,
-                dtype=dtype,
-                device_map={"": str(self._device)},
-                trust_remote_code=False,
-                **self._source.options,
-                **self._load_options,
+                {
+                    "config": self._config,
+                    "device_map": {"": str(self._device)},
+                    "trust_remote_code": False,
+                    **dtype_argument(dtype),
+                    **self._source.options,
+                    **self._load_options,
+                },
             )
-        self._model.eval()
+            self._model.eval()
+            tokenizer = self._tokenizer() if self._method.converts and not self._source.synthetic else None
+            facts = self._method.convert(self._model, tokenizer, self._context)
         # The model's own generation settings may end a sequence early, sample or penalise: none of them is used.
         self._model.generation_config = GenerationConfig()
         gc.collect()
-        return self._describe()
+        return self._describe(facts)
 
     def ordinary_tokens(self) -> Sequence[int]:
         special = {getattr(self._text_config, name, None) for name in SPECIAL_TOKENS}
         return [token for token in range(self._text_config.vocab_size) if token not in special]
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        if self._source.synthetic:
+        if self._context.source.synthetic:
             return self._encode_by_catalog(prompts)
-        from transformers import AutoTokenizer
-
         with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                self._source.location, revision=self._request.cell.revision, trust_remote_code=False
-            )
+            tokenizer = self._tokenizer()
             return [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
 
     def batch(self, prompts: Sequence[Sequence[int]]) -> Batch:
@@ -158,6 +172,42 @@ class TransformersEngine:
         found = getattr(self._text_config, "max_position_embeddings", None)
         return int(found) if found else None
 
+    def prepare_judging(self, plan: QualityPlan) -> None:
+        from effillm_worker.quality import reference
+
+        if not self._context.source.synthetic:
+            self._no_reference = (
+                reference.prepare(self._request, plan, self._context.identity, self.context_window())
+                if plan.agreement
+                else ""
+            )
+
+    def judge(self, plan: QualityPlan, time_limit_s: float, tick: Callable[[int, int], None] | None = None) -> Quality:
+        from effillm_worker.quality.measure import Subject, judge
+        from effillm_worker.quality.reference import is_reference
+
+        if self._context.source.synthetic:
+            return Quality(text=plan.text, notes=(NO_QUALITY,))
+        request = self._request
+        subject = Subject(
+            model=self._model,
+            tokenizer=self._tokenizer,
+            encode=self.encode,
+            name=request.cell.model,
+            identity=self._context.identity,
+            device=request.device,
+            cache_dir=Path(request.cache_dir),
+            model_root=request.model_root,
+            context_window=self.context_window(),
+            is_reference=is_reference(request.cell, request.device),
+            is_quantized=any(self._method.is_quantized(module) for module in self._model.modules()),
+            no_reference=self._no_reference,
+        )
+        with _quiet():
+            quality = judge(subject, plan, time_limit_s, tick)
+        gc.collect()
+        return quality
+
     def unload(self) -> None:
         del self._model
         gc.collect()
@@ -183,9 +233,32 @@ class TransformersEngine:
             max_new_tokens=tokens, do_sample=False, num_beams=1, use_cache=True, eos_token_id=None, pad_token_id=padding
         )
 
-    def _describe(self) -> LoadedModel:
-        parameters = [parameter for _, parameter in self._model.named_parameters()]
-        stored = count(self._method, parameters)
+    def _conversion(self, request: LoadRequest, source: weights.Source) -> Conversion:
+        return Conversion(
+            label=request.cell.quantization,
+            device=request.device,
+            dtype=request.cell.dtype,
+            cache_dir=Path(request.cache_dir),
+            model_root=request.model_root,
+            source=source,
+            identity=identity(request.cell, source),
+            encode=self.encode,
+            threads=request.threads,
+            longest=self.context_window(),
+        )
+
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        source = self._context.source  # a checkpoint made here has none of its own
+        return AutoTokenizer.from_pretrained(
+            source.location, revision=self._request.cell.revision, trust_remote_code=False
+        )
+
+    def _describe(self, facts: dict[str, Any]) -> LoadedModel:
+        stored = account(self._method, self._model)
+        found = quantized(self._method, self._model) | self._method.evidence(self._model) | facts
+        evidence = Quantized(**{"disk_bytes": disk_bytes(self._source)} | found)
         return LoadedModel(
             parameters=stored.weights,
             weight_bytes=stored.bytes,
@@ -196,6 +269,7 @@ class TransformersEngine:
                 "class": type(self._model).__name__,
                 "attention": getattr(self._model.config, "_attn_implementation", None),
                 "buffer_bytes": sum(buffer.numel() * buffer.element_size() for buffer in self._model.buffers()),
+                "quantization": evidence.model_dump(mode="json"),
                 **roles(self._model, self._method),
             },
         )

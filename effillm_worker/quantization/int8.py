@@ -8,13 +8,14 @@ from typing import Any
 from effillm_worker.quantization import base
 
 
-class Int8:
-    """Linear layers as `Linear8bitLt`; embeddings, norms and the output head stay in the compute dtype."""
+class Int8(base.Method):
+    """Linear layers as `Linear8bitLt`; embeddings, norms and the output head stay in the compute dtype.
 
-    name = "int8"
+    Inputs with a value above `threshold` are multiplied unquantized; 0 multiplies everything in 8 bits.
+    """
 
     def check(self, device: str, dtype: str) -> None:
-        base.require(("bitsandbytes", "accelerate"), "int8")
+        base.require(("bitsandbytes", "accelerate"), self.name)
 
     def start(self, device: str, dtype: str) -> None:
         import bitsandbytes
@@ -29,12 +30,13 @@ class Int8:
     def options(self, dtype: str) -> dict[str, Any]:
         from transformers import BitsAndBytesConfig
 
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+        threshold = float(self.choices.get("threshold", 6.0))
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold)}
 
     def stored(self, parameter: Any) -> base.Stored:
         matrix = base.plain(parameter)
         scales = getattr(parameter, "SCB", None)
         return matrix if scales is None else base.Stored(matrix.weights, matrix.bytes + base.plain(scales).bytes)
 
-
-INT8 = Int8()
+    def is_quantized(self, module: Any) -> bool:
+        return type(module).__name__ == "Linear8bitLt"

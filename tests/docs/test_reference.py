@@ -10,7 +10,8 @@ import yaml
 from effillm_server.catalog import load
 from effillm_server.contract.outcome import InfeasibleReason
 from effillm_server.contract.parse import parse_definition
-from effillm_server.contract.sweep import Exclusion, MeasurementPlan, Quantization, SweepDefinition
+from effillm_server.contract.quantization import Quantization
+from effillm_server.contract.sweep import Exclusion, MeasurementPlan, SweepDefinition
 from effillm_server.lifecycle import JobState
 from effillm_server.settings import PREFIX, Settings
 

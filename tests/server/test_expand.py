@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from effillm_server.catalog import Catalog, load, model_key
 from effillm_server.contract.outcome import InfeasibleReason
-from effillm_server.contract.sweep import Engine, ModelChoice, Quantization, SweepDefinition
+from effillm_server.contract.sweep import Engine, ModelChoice, SweepDefinition
 from effillm_server.errors import BadInput
 from effillm_server.expand import PlannedCell, check, compute_dtype, count, expand, preview
 from tests.support.definitions import definition
@@ -44,7 +44,7 @@ def test_the_quickstart_is_twelve_feasible_cells() -> None:
     sweep = SweepDefinition.model_validate(yaml.safe_load(QUICKSTART.read_text()))
     planned = cells(sweep)
     assert count(sweep) == len(planned) == 12
-    assert {(p.cell.model, p.cell.quantization.value, p.cell.batch_size) for p in planned} == {
+    assert {(p.cell.model, p.cell.quantization, p.cell.batch_size) for p in planned} == {
         (model, quantization, batch)
         for model in ("EleutherAI/pythia-70m", "facebook/opt-125m")
         for quantization in ("fp32", "int8", "int4")
@@ -166,7 +166,7 @@ def test_a_model_of_unknown_context_window_is_left_to_the_worker(catalog: Catalo
 
 def test_a_precision_the_hardware_lacks_is_infeasible_with_the_reason() -> None:
     planned = cells(definition(hardware=["t4", "a100"], quantization=["bf16", "fp16"]))
-    reasons = {(p.cell.hardware, p.cell.quantization.value): p.infeasible for p in planned}
+    reasons = {(p.cell.hardware, p.cell.quantization): p.infeasible for p in planned}
     unsupported = reasons.pop(("t4", "bf16"))
     assert unsupported is not None
     assert unsupported[0] is InfeasibleReason.UNSUPPORTED
@@ -188,7 +188,7 @@ def test_a_device_class_outside_the_catalog_is_taken_for_a_gpu(catalog: Catalog)
 )  # fmt: skip
 def test_the_dtype_follows_from_precision_and_device(quantization: str, gpu: str, cpu: str) -> None:
     assert compute_dtype(quantization, "gpu") == gpu
-    assert compute_dtype(Quantization(quantization), "cpu") == cpu
+    assert compute_dtype(quantization, "cpu") == cpu
 
 
 def test_an_exclusion_removes_the_cells_that_agree_with_all_its_axes() -> None:
@@ -196,7 +196,7 @@ def test_an_exclusion_removes_the_cells_that_agree_with_all_its_axes() -> None:
         hardware=["cpu", "a100"], quantization=["fp32", "int8", "gptq"], batch_size=[1, 2, 4],
         exclude=[{"quantization": "gptq", "hardware": "cpu"}, {"batch_size": [2, 4], "quantization": ["fp32"]}],
     )  # fmt: skip
-    left = {(p.cell.hardware, p.cell.quantization.value, p.cell.batch_size) for p in cells(sweep)}
+    left = {(p.cell.hardware, p.cell.quantization, p.cell.batch_size) for p in cells(sweep)}
     everything = {(h, q, b) for h in ("cpu", "a100") for q in ("fp32", "int8", "gptq") for b in (1, 2, 4)}
     assert everything - left == {("cpu", "gptq", b) for b in (1, 2, 4)} | {
         (h, "fp32", b) for h in ("cpu", "a100") for b in (2, 4)

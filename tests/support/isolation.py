@@ -12,7 +12,8 @@ from typing import Any
 
 from effillm_server.contract.fingerprint import DeviceDeclaration, Hardware, Processor
 from effillm_server.contract.job import Cell
-from effillm_server.contract.sweep import Engine, MeasurementPlan, Quantization, Weights
+from effillm_server.contract.quantization import Quantization
+from effillm_server.contract.sweep import Engine, MeasurementPlan, Weights
 from effillm_worker.isolate import Child, ChildSpec
 from effillm_worker.messages import Open, Run
 

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from effillm_server.contract.job import Cell, Lease
-from effillm_server.contract.sweep import Engine, Isolation, MeasurementPlan, Quantization, Weights
+from effillm_server.contract.quantization import Quantization
+from effillm_server.contract.sweep import Engine, Isolation, MeasurementPlan, Weights
 
 BASE: dict[str, Any] = {
     "model": "facebook/opt-125m", "weights": "synthetic", "quantization": "int8", "dtype": "float32", "engine": "transformers",
