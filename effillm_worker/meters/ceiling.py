@@ -21,7 +21,8 @@ from effillm_worker.engines.clock import Clock, EventClock, ProcessorClock
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("float32", "float16", "bfloat16")
+# `int8` is the product that int8 kernels are built on: 8-bit factors, summed in 32 bits.
+DTYPES = ("float32", "float16", "bfloat16", "int8")
 COPY_BYTES = 2**28  # far beyond any last-level cache, well below any device's memory
 SMALLEST_COPY = 2**24
 LARGEST_MATRIX = 8192
@@ -123,8 +124,9 @@ def _matmul(rig: _Rig, torch: Any, dtype: torch.dtype) -> tuple[int, float]:
     while True:
         left = torch.ones(size, size, dtype=dtype, device=rig.device)
         right = torch.ones_like(left)
-        out = torch.empty_like(left)
-        product = partial(torch.matmul, left, right, out=out)
+        is_whole = dtype is torch.int8
+        out = torch.empty_like(left, dtype=torch.int32 if is_whole else dtype)
+        product = partial(torch._int_mm if is_whole else torch.matmul, left, right, out=out)
         rig.once_s(product)
         if rig.once_s(product) >= LONG_ENOUGH_S or size >= LARGEST_MATRIX:
             return size, 2 * size**3 / rig.best_s(product)
