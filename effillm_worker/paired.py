@@ -58,14 +58,17 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Arm:
-    """The process with the loaded model. `ask` is a block of one kind: throughput, time to first token, wall time."""
+    """The process with the loaded model. `ask` sends it one line of `effillm_worker.measure.paired` and waits for the answer."""
 
     process: subprocess.Popen[str]
     ask: Callable[[str], Block]
     instruments: Instruments
 
     def pair(self, number: int, block: int) -> tuple[Block, Block]:
-        """A block of EffiLLM's iterations and one of the bare loop; which comes first alternates with `number`."""
+        """Throughput and wall time of a block of EffiLLM's iterations and of one of the bare loop, in this order.
+
+        Which is run first alternates with `number`. Conditions are watched during EffiLLM's block only, as in production.
+        """
         found: dict[str, Block] = {}
         for kind in ("session", "bare") if number % 2 else ("bare", "session"):
             watch = self.instruments.watch(self.process.pid, self.instruments.energy())
@@ -76,6 +79,16 @@ class Arm:
             finally:
                 watch.close()
         return found["session"], found["bare"]
+
+    def first_tokens(self, number: int, count: int) -> tuple[float, float]:
+        """Median seconds to the first token by EffiLLM and by the bare loop, over `count` neighbours of each, both watched."""
+        watch = self.instruments.watch(self.process.pid, self.instruments.energy())
+        watch.open()
+        try:
+            medians = self.ask(f"{'session' if number % 2 else 'bare'}-first {count}")
+        finally:
+            watch.close()
+        return medians["session"], medians["bare"]
 
     def kill(self) -> None:
         """End it now; whoever waits for an answer gets ArmEnded."""

@@ -1,6 +1,7 @@
 """One process with one loaded model that runs, as it is told, blocks of EffiLLM's own iterations or of a bare loop.
 
-Reads `session N` and `bare N` from standard input, answers each with one JSON line. Started by `effillm_worker.paired`.
+Reads `session N`, `bare N` (generations) and `session-first N`, `bare-first N` (pairs of first tokens, that arm first) from
+standard input and answers each with one JSON line. Started by `effillm_worker.paired`.
 """
 
 from __future__ import annotations
@@ -42,28 +43,26 @@ def main() -> None:
     arms = {
         "session": lambda count: _session(session, count),
         "bare": lambda count: _bare(engine, prompts.largest, cell, count),
+        "session-first": lambda count: _first_tokens(session, engine, count, ("session", "bare")),
+        "bare-first": lambda count: _first_tokens(session, engine, count, ("bare", "session")),
     }
     for _ in range(3):
-        arms["bare"](1)
-        arms["session"](1)
+        for name in arms:
+            arms[name](1)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
-        arm, count = line.split()
-        print(json.dumps(arms[arm](int(count))), flush=True)
+        name, count = line.split()
+        print(json.dumps(arms[name](int(count))), flush=True)
 
 
 def _session(session: Session, count: int) -> dict[str, float]:
-    """EffiLLM's own iterations with every meter of the child on; throughput and first token as its rows state them."""
+    """EffiLLM's own iterations with every meter of the child on; throughput as its rows state it."""
     batch, size = session.prompts.largest, session.run.cell.batch_size
     begin = time.perf_counter()
     full = [session.iterate(Phase.MEASURED, number, batch, count) for number in range(count)]
     wall_s = time.perf_counter() - begin
-    first = [session.iterate(Phase.TTFT, number, batch, count) for number in range(count)]
-    return {
-        "throughput_tok_s": statistics.fmean(throughput_tok_s(sample.timestamps_ns, size) for sample in full),
-        "ttft_s": statistics.fmean(ttft_s(sample.timestamps_ns) for sample in first),
-        "wall_s": wall_s,
-    }
+    speeds = (throughput_tok_s(sample.timestamps_ns, size) for sample in full)
+    return {"throughput_tok_s": statistics.fmean(speeds), "wall_s": wall_s}
 
 
 def _bare(engine: TransformersEngine, batch: Any, cell: Cell, count: int) -> dict[str, float]:
@@ -71,13 +70,21 @@ def _bare(engine: TransformersEngine, batch: Any, cell: Cell, count: int) -> dic
     begin = time.perf_counter()
     full = [_generate_s(engine, batch, cell.generate_tokens) for _ in range(count)]
     wall_s = time.perf_counter() - begin
-    first = [_generate_s(engine, batch, 1) for _ in range(count)]
     produced = cell.generate_tokens * cell.batch_size
-    return {
-        "throughput_tok_s": statistics.fmean(produced / seconds for seconds in full),
-        "ttft_s": statistics.fmean(first),
-        "wall_s": wall_s,
-    }
+    return {"throughput_tok_s": statistics.fmean(produced / seconds for seconds in full), "wall_s": wall_s}
+
+
+def _first_tokens(session: Session, engine: TransformersEngine, count: int, order: tuple[str, str]) -> dict[str, float]:
+    """The median time to first token of both, alternating: so short a time must be compared with its neighbour's."""
+    batch, seconds = session.prompts.largest, {name: list[float]() for name in order}
+    for number in range(count):
+        for name in order:
+            if name == "session":
+                stamps = session.iterate(Phase.TTFT, number, batch, count).timestamps_ns
+                seconds[name].append(ttft_s(stamps))
+            else:
+                seconds[name].append(_generate_s(engine, batch, 1))
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def _generate_s(engine: TransformersEngine, batch: Any, tokens: int) -> float:

@@ -2,18 +2,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.fidelity import Comparison, Ratio, main
+from benchmarks.fidelity import Comparison, Ratio, main, pseudo_median
 
 
 def compared(*ratios: float, wall: float = 1.0) -> Comparison:
     comparison = Comparison(1, "fp32")
     for ratio in ratios:
         comparison.add(
-            {"throughput_tok_s": 100 * ratio, "ttft_s": ratio, "wall_s": wall},
-            {"throughput_tok_s": 100, "ttft_s": 1.0, "wall_s": 1.0},
+            {"throughput_tok_s": 100 * ratio, "wall_s": wall}, {"throughput_tok_s": 100, "wall_s": 1.0}, (ratio, 1.0)
         )
     return comparison
 
@@ -26,20 +26,41 @@ def test_ratio_is_the_geometric_mean_with_its_students_interval() -> None:
     assert (ratio.low, ratio.high) == pytest.approx((math.exp(low), math.exp(high)))
 
 
+def test_pseudo_median_agrees_with_its_definition_and_with_wilcoxons_test() -> None:
+    values = np.random.default_rng(3).standard_t(3, 24) * 0.01 + 0.005
+    ratio = pseudo_median(list(values))
+    pairs = [(a + b) / 2 for i, a in enumerate(values) for b in values[i:]]
+    assert ratio.mean == pytest.approx(math.exp(np.median(pairs)))
+    inside, outside = math.log(ratio.low) + 1e-6, math.log(ratio.low) - 1e-6
+    p = [stats.wilcoxon(values - shift, method="approx", correction=False).pvalue for shift in (inside, outside)]
+    assert p[0] > 0.05 - 0.01 and p[1] < 0.05 + 0.01 and p[0] > p[1]
+
+
+def test_pseudo_median_covers_the_truth_as_often_as_it_says_where_students_mean_is_torn() -> None:
+    random = np.random.default_rng(11)
+    series = random.standard_t(2, (600, 60)) * 0.03
+    found = [pseudo_median(list(values)) for values in series]
+    covered = sum(ratio.low <= 1.0 <= ratio.high for ratio in found) / len(found)
+    assert 0.93 <= covered <= 0.97
+    assert np.median([ratio.half_width for ratio in found]) < np.median(
+        [Ratio.of(values).half_width for values in series]
+    )
+
+
 def test_tight_pairs_around_one_are_inside() -> None:
-    assert compared(1.001, 0.999, 1.002, 1.0, 0.998, 1.001).verdict == "inside"
+    assert compared(*4 * (1.001, 0.999, 1.002, 1.0, 0.998, 1.001)).verdict == "inside"
 
 
 def test_tight_pairs_away_from_one_are_outside() -> None:
-    assert compared(0.9, 0.901, 0.899, 0.9, 0.901, 0.899).verdict == "outside"
+    assert compared(*4 * (0.9, 0.901, 0.899, 0.9, 0.901, 0.899)).verdict == "outside"
 
 
 def test_probe_overhead_of_a_percent_is_outside() -> None:
-    assert compared(1.001, 0.999, 1.002, 1.0, 0.998, 1.001, wall=1.011).verdict == "outside"
+    assert compared(*4 * (1.001, 0.999, 1.002, 1.0, 0.998, 1.001), wall=1.011).verdict == "outside"
 
 
 def test_wide_pairs_are_undecided() -> None:
-    assert compared(1.2, 0.8, 1.1, 0.9, 1.0, 1.3).verdict == "undecided"
+    assert compared(*4 * (1.2, 0.8, 1.1, 0.9, 1.0, 1.3)).verdict == "undecided"
 
 
 def test_few_pairs_are_undecided_however_tight() -> None:
