@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from effillm_server.contract.quality import QualityPlan
 from effillm_server.contract.sweep import Bounds, Exclusion, MeasurementPlan, ModelChoice, SweepDefinition
 
 MAX_PROBLEMS = 20
@@ -23,19 +24,25 @@ _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
     ("measurement", "warmup"): Bounds,
     ("measurement", "iterations"): Bounds,
     ("exclude",): Exclusion,
+    ("quality",): QualityPlan,
 }
 
 
 def describe(error: ValidationError, document: Mapping[str, Any]) -> tuple[str, str | None]:
     """One message for everything wrong with a sweep definition, and the dotted place of the first problem."""
-    problems = error.errors(include_url=False)
-    lines = [f"{_place(problem, document)}: {_explain(problem)}" for problem in problems[:MAX_PROBLEMS]]
-    if len(problems) > MAX_PROBLEMS:
-        lines.append(f"and {len(problems) - MAX_PROBLEMS} more")
-    message = (
-        lines[0] if len(lines) == 1 else "\n".join([f"{len(problems)} problems:", *(f"- {line}" for line in lines)])
-    )
-    return message, _place(problems[0], document)
+    problems = each(error, document)
+    count = error.error_count()
+    lines = [f"{place}: {said}" for place, said in problems]
+    if count > len(problems):
+        lines.append(f"and {count - len(problems)} more")
+    message = lines[0] if len(lines) == 1 else "\n".join([f"{count} problems:", *(f"- {line}" for line in lines)])
+    return message, problems[0][0]
+
+
+def each(error: ValidationError, document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The first problems, each by itself: its dotted place and what is wrong there, in words."""
+    found = error.errors(include_url=False)[:MAX_PROBLEMS]
+    return [(_place(problem, document), _explain(problem)) for problem in found]
 
 
 def _place(problem: ErrorDetails, document: Mapping[str, Any]) -> str:

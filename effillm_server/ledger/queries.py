@@ -11,6 +11,7 @@ from effillm_server.ledger.explain import explain
 from effillm_server.ledger.read_devices import device, devices, known_hardware
 from effillm_server.ledger.read_events import events, last_event_id
 from effillm_server.ledger.read_figures import queue_age_s
+from effillm_server.ledger.read_grid import extremes, grid, served
 from effillm_server.ledger.read_jobs import attempts, frontier, job, jobs
 from effillm_server.ledger.read_results import result, results
 from effillm_server.ledger.read_sweeps import counts, facts, sweep, sweep_by_key, sweeps, waiting_classes
@@ -22,8 +23,10 @@ __all__ = [
     "devices",
     "events",
     "explain",
+    "extremes",
     "facts",
     "frontier",
+    "grid",
     "job",
     "jobs",
     "known_hardware",
@@ -32,6 +35,7 @@ __all__ = [
     "ready",
     "result",
     "results",
+    "served",
     "sweep",
     "sweep_by_key",
     "sweeps",

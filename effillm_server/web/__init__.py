@@ -1,0 +1,1 @@
+"""The pages: rendered here, read through the same functions as the REST routes."""

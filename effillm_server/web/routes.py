@@ -1,0 +1,11 @@
+"""Every page in one router, and errors as pages where a browser asks."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from effillm_server.web import assets, compare, devices, jobs, recommend, sign_in, submit, sweeps
+
+router = APIRouter()
+for part in (assets, sign_in, submit, sweeps, jobs, devices, compare, recommend):
+    router.include_router(part.router)

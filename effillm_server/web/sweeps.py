@@ -1,0 +1,185 @@
+"""Pages of sweeps: the list, one with its matrix, findings, figures, frontier, jobs and definition; cancel and retry."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from starlette.responses import HTMLResponse, RedirectResponse
+
+from effillm_server.api import insight, jobs, results
+from effillm_server.api import sweeps as api
+from effillm_server.api.auth import Caller, Reader, Submitter, may_change
+from effillm_server.api.rows import Asked
+from effillm_server.api.services import Served, Services, SweepId
+from effillm_server.api.views import SweepView
+from effillm_server.errors import EffillmError
+from effillm_server.ledger import queries
+from effillm_server.lifecycle import JobState
+from effillm_server.web import words
+from effillm_server.web.grid import BY_STATE, METRICS, choose, grid
+from effillm_server.web.progress import Progress, parts, progress
+from effillm_server.web.templating import page
+
+ON_A_PAGE = 25
+JOBS_ON_A_PAGE = 100
+SHOWN_RUNNING = 4
+# A page of a large sweep costs more to make, and changes less of what is seen: (jobs, seconds between two looks).
+PATIENCE_S = ((2_000, 1.0), (50_000, 4.0), (2**63, 15.0))
+TABS = {
+    "": "Matrix", "/findings": "Findings", "/figures": "Figures", "/frontier": "Frontier", "/jobs": "Jobs",
+    "/definition": "Definition",
+}  # fmt: skip
+router = APIRouter(tags=["page-sweeps"], include_in_schema=False)
+
+After = Annotated[str | None, Query(max_length=200)]
+
+
+@dataclass(frozen=True)
+class Live:
+    """What a page follows: the event stream's address, behind which event, and how often it may look again."""
+
+    stream: str
+    after: int
+    every_s: float
+
+
+@router.get("/")
+def home() -> Response:
+    return RedirectResponse("/sweeps", 303)
+
+
+@router.get("/sweeps")
+def listing(request: Request, served: Served, who: Reader, after: After = None) -> HTMLResponse:
+    """All sweeps, newest first, with how far each is."""
+    live = live_of(served)
+    found = api.listing(request, Response(), served, who, after, ON_A_PAGE)
+    lines = [(sweep, progress(sweep), parts(sweep)) for sweep in found.items]
+    return page(request, who, "sweeps.html", lines=lines, next=found.next, after=after, live=live)
+
+
+@router.get("/sweeps/{sweep_id}")
+def matrix(request: Request, served: Served, who: Reader, sweep_id: SweepId) -> HTMLResponse:
+    """The sweep and its matrix as a grid."""
+    shown = _shown(served, who, sweep_id)
+    choice = choose(shown["sweep"].definition, dict(request.query_params))
+    with served.reading() as connection:
+        cells = queries.grid(connection, sweep_id, choice.slice)
+    drawn = grid(cells, choice.slice, choice.colour)
+    colours = {name: metric.title for name, metric in METRICS.items()} | {BY_STATE: "state"}
+    return page(request, who, "matrix.html", tab="", choice=choice, grid=drawn, colours=colours, **shown)
+
+
+@router.get("/sweeps/{sweep_id}/findings")
+def findings(request: Request, served: Served, who: Reader, sweep_id: SweepId, filters: Asked) -> HTMLResponse:
+    """What the rows say so far: findings, the paper's claims, fits, efficiencies."""
+    shown = _shown(served, who, sweep_id)
+    analysis, why_not, tables = None, None, []
+    try:
+        analysis = json.loads(bytes(insight.analysis(served, who, sweep_id, filters).body))
+    except EffillmError as error:
+        why_not = str(error)
+    else:
+        from effillm_server.figures import sections
+
+        # The report's own: escaped there, without scripts or styles.
+        tables = [make(analysis) for make in (sections.claims, sections.efficiency, sections.fits)]
+    return page(
+        request, who, "findings.html", tab="/findings", analysis=analysis, why_not=why_not, sections=tables, **shown
+    )
+
+
+@router.get("/sweeps/{sweep_id}/figures")
+def figures(request: Request, served: Served, who: Reader, sweep_id: SweepId) -> HTMLResponse:
+    """The figures of the paper, drawn in the page and growing with the sweep."""
+    # Imported when it is first asked for, as the routes of the analysis do: it pulls in much.
+    from effillm_server.figures import FIGURES
+
+    chosen = [(name, figure.number, figure.title) for name, figure in FIGURES.items()]
+    query = request.url.query
+    shown = _shown(served, who, sweep_id)
+    return page(
+        request, who, "figures.html", tab="/figures", figures=chosen, query=f"&{query}" if query else "", **shown
+    )
+
+
+@router.get("/sweeps/{sweep_id}/frontier")
+def frontier(request: Request, served: Served, who: Reader, sweep_id: SweepId) -> HTMLResponse:
+    """How large a batch runs, per configuration and sequence length."""
+    found = results.frontier(served, who, sweep_id)
+    return page(request, who, "frontier.html", tab="/frontier", entries=found.items, **_shown(served, who, sweep_id))
+
+
+@router.get("/sweeps/{sweep_id}/jobs")
+def listed_jobs(
+    request: Request,
+    served: Served,
+    who: Reader,
+    sweep_id: SweepId,
+    state: JobState | None = None,
+    after: After = None,
+) -> HTMLResponse:
+    """The jobs in the sweep's order, of one state if asked for."""
+    found = jobs.of_sweep(request, Response(), served, who, sweep_id, state, after, JOBS_ON_A_PAGE)
+    shown = _shown(served, who, sweep_id)
+    return page(
+        request,
+        who,
+        "jobs.html",
+        tab="/jobs",
+        jobs=found.items,
+        next=found.next,
+        state=state,
+        states=list(JobState),
+        **shown,
+    )
+
+
+@router.get("/sweeps/{sweep_id}/definition")
+def definition(request: Request, served: Served, who: Reader, sweep_id: SweepId) -> HTMLResponse:
+    """The definition as it was stored, to be submitted again."""
+    shown = _shown(served, who, sweep_id)
+    text = words.plain_yaml(shown["sweep"].definition.model_dump(mode="json", exclude_defaults=True))
+    return page(request, who, "definition.html", tab="/definition", text=text, **shown)
+
+
+@router.post("/sweeps/{sweep_id}/cancel")
+def cancel(served: Served, who: Submitter, sweep_id: SweepId) -> Response:
+    """Cancelled, and back to the sweep."""
+    api.cancel(served, who, sweep_id)
+    return RedirectResponse(f"/sweeps/{sweep_id}", 303)
+
+
+@router.post("/sweeps/{sweep_id}/retry")
+def retry(served: Served, who: Submitter, sweep_id: SweepId) -> Response:
+    """Failed and cancelled jobs put back in line, and back to the sweep."""
+    api.retry(served, who, sweep_id)
+    return RedirectResponse(f"/sweeps/{sweep_id}", 303)
+
+
+def live_of(served: Services, sweep_id: str | None = None) -> Live:
+    """The stream of a page. Taken before the page's own reads, so that nothing falls between them and the stream."""
+    with served.reading() as connection:
+        after = queries.last_event_id(connection)
+    return Live("/v1/events" + (f"?sweep={sweep_id}" if sweep_id else ""), after, PATIENCE_S[0][1])
+
+
+def _shown(served: Services, who: Caller, sweep_id: str) -> dict[str, Any]:
+    """What every page of a sweep shows above its own part."""
+    live = live_of(served, sweep_id)
+    sweep: SweepView = api.look(served, who, sweep_id)
+    live = replace(live, every_s=next(seconds for most, seconds in PATIENCE_S if sweep.total <= most))
+    far: Progress = progress(sweep)
+    running, waiting = [], None
+    with served.reading() as connection:
+        if sweep.counts.get(JobState.LEASED):
+            running = queries.jobs(connection, sweep_id, None, SHOWN_RUNNING, JobState.LEASED)
+        elif sweep.counts.get(JobState.PENDING):
+            first = queries.jobs(connection, sweep_id, None, 1, JobState.PENDING)
+            waiting = queries.explain(connection, first[0].id) if first else None
+    return {
+        "sweep": sweep, "progress": far, "bits": parts(sweep), "running": running, "waiting": waiting, "live": live,
+        "tabs": TABS, "may_change": may_change(who, sweep.owner),
+    }  # fmt: skip

@@ -1,0 +1,62 @@
+"""The page of a cell: what was measured and how, and how to do it again."""
+
+from __future__ import annotations
+
+import html
+import re
+
+from effillm_server.contract.parse import parse_definition
+from effillm_server.expand import count
+from tests.server.web.conftest import Lab
+from tests.support.pages import Markup
+
+
+def test_a_measured_cell_shows_numbers_timeline_memory_conditions_and_fingerprint(lab: Lab) -> None:
+    page = lab.page(f"/jobs/{lab.measured}")
+    markup = Markup.of(page)
+    detail = lab.api.http.get(f"/v1/jobs/{lab.measured}").json()
+    for title in ("What was measured", "Timeline", "Memory", "Conditions during the run", "What it ran on", "Attempts"):
+        assert title in markup.text
+    samples = detail["result"]["samples"]
+    assert len(re.findall(r'<g class="i-', page)) == len(samples)
+    assert detail["result"]["row"]["fingerprint"] in markup.text
+    assert "SIMULATED" in markup.text
+
+
+def test_what_is_run_by_hand_is_exactly_this_cell(lab: Lab) -> None:
+    page = lab.page(f"/jobs/{lab.measured}")
+    shown = re.findall(r'<pre class="code" tabindex="0" aria-labelledby="again-title">(.*?)</pre>', page, re.S)
+    definition = parse_definition(html.unescape(shown[0]))
+    cell = lab.api.http.get(f"/v1/jobs/{lab.measured}").json()["cell"]
+    assert count(definition) == 1
+    assert (definition.batch_size, definition.sequence_length) == ((cell["batch_size"],), (cell["sequence_length"],))
+    assert [str(one) for one in definition.quantization] == [cell["quantization"]]
+    assert (
+        definition.measurement
+        == parse_definition(
+            "{name: x, models: [a], hardware: [t4], quantization: [fp16], measurement: {warmup: 3, iterations: 5}}"
+        ).measurement
+    )
+    stored = lab.api.http.post(
+        "/v1/sweeps/preview", content=html.unescape(shown[0]), headers={"Content-Type": "application/yaml"}
+    )
+    assert stored.json()["pending"] == 1
+
+
+def test_a_cell_that_cannot_run_says_why(lab: Lab) -> None:
+    text = Markup.of(lab.page(f"/jobs/{lab.infeasible}")).text
+    assert "cannot run (context_window)" in text
+    assert "What was measured" not in text
+
+
+def test_a_cell_is_measured_again_and_cancelled_by_its_buttons(lab: Lab) -> None:
+    sweep = lab.api.submit(name="one", hardware=["a10"], batch_size=[1], quantization=["fp32"])["id"]
+    (job,) = lab.api.jobs(sweep)
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert "Cancel this cell" in lab.page(f"/jobs/{job['id']}")
+    assert lab.api.http.post(f"/jobs/{job['id']}/cancel", headers=form).headers["location"] == f"/jobs/{job['id']}"
+    assert lab.api.jobs(sweep)[0]["state"] == "cancelled"
+    assert "Measure again" in lab.page(f"/jobs/{job['id']}")
+    assert lab.api.http.post(f"/jobs/{job['id']}/retry", headers=form).status_code == 303
+    assert lab.api.jobs(sweep)[0]["state"] == "pending"
+    lab.api.http.post(f"/v1/sweeps/{sweep}/cancel")
