@@ -1,8 +1,9 @@
-"""The text of a key: how it is made, told from other text, shortened, hashed, and where the first admin key comes from."""
+"""Keys as text: how one is made, told from other text, shortened, hashed; when they are asked for; the first admin key."""
 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import re
 import secrets
@@ -20,6 +21,33 @@ PREFIX_LENGTH = 12
 KEY_TEXT = re.compile(r"[!-~]{32,200}")
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _LENGTH = 43  # 62^43 > 2^256
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, a name or an address, can only be this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def is_required(settings: Settings) -> bool:
+    """Whether nobody is served without a key: always beyond loopback."""
+    return settings.require_keys or not is_loopback(settings.host)
+
+
+def without_admin(settings: Settings, *, is_revoked: bool = False) -> str:
+    """What is wrong when keys are asked for and no admin has one, and what to do."""
+    is_open = not is_loopback(settings.host)
+    why = f"EFFILLM_HOST={settings.host} is not this machine alone" if is_open else "EFFILLM_REQUIRE_KEYS is set"
+    if is_revoked:
+        return f"{why}, and the admin key that was given is revoked or expired: set EFFILLM_ADMIN_KEY to a new one"
+    return (
+        f"{why}, so keys are asked for, and nobody has an admin key: set EFFILLM_ADMIN_KEY (`openssl rand -hex 32` makes "
+        "one), or EFFILLM_ADMIN_KEY_FILE to a file that is to have one"
+    )
 
 
 def new_key() -> str:

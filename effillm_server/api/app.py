@@ -27,9 +27,10 @@ from effillm_server.api import (
 )
 from effillm_server.api.hub import Hub
 from effillm_server.api.keyring import Keyring
-from effillm_server.api.limits import BodyLimit, Outermost, SameSite, is_loopback
+from effillm_server.api.limits import BodyLimit, Outermost, SameSite
 from effillm_server.api.services import Services, Tally
 from effillm_server.catalog.hub import HubClient
+from effillm_server.credentials import is_loopback
 from effillm_server.settings import Settings
 from effillm_server.web import errors as pages_of_errors
 from effillm_server.web import routes as pages

@@ -14,9 +14,10 @@ from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
 from effillm_server.api.keyring import Keyring
-from effillm_server.api.limits import SAFE_METHODS, is_loopback
+from effillm_server.api.limits import SAFE_METHODS
 from effillm_server.api.problems import request_id
 from effillm_server.api.services import services
+from effillm_server.credentials import is_loopback
 from effillm_server.records import KeyRecord, SweepRecord, Viewer
 
 COOKIE = "effillm_session"

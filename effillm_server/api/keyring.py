@@ -12,7 +12,6 @@ from typing import TypeVar
 import sqlalchemy
 
 from effillm_server import credentials
-from effillm_server.api.limits import is_loopback
 from effillm_server.ledger import keys
 from effillm_server.records import KeyRecord, SessionRecord
 from effillm_server.settings import Settings
@@ -24,18 +23,13 @@ MOST_REMEMBERED = 10_000
 T = TypeVar("T")
 
 
-def is_required(settings: Settings) -> bool:
-    """Whether nobody is served without a key: always beyond loopback."""
-    return settings.require_keys or not is_loopback(settings.host)
-
-
 class Keyring:
     """Keys and sessions by their text. `required`: without one of them nobody is served."""
 
     def __init__(
         self, engine: sqlalchemy.Engine, settings: Settings, now: Callable[[], float] = time.monotonic
     ) -> None:
-        self.required = is_required(settings)
+        self.required = credentials.is_required(settings)
         self._engine = engine
         self._now = now
         self._lock = threading.Lock()

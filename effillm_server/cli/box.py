@@ -47,6 +47,11 @@ def up(
         typer.Option(help="Port of the API; else EFFILLM_PORT, else 8750; 0 takes a free one.", min=0, max=65_535,
                      show_default=False),
     ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address to listen on; else EFFILLM_HOST, else 127.0.0.1. Beyond this box, keys are asked for.",
+                     show_default=False),
+    ] = None,
     with_cpu: WithCpu = False,
     declare: Declared = None,
     as_json: AsJson = False,
@@ -55,13 +60,13 @@ def up(
 
     What is pending when it stops goes on with the next `up` on the same EFFILLM_DATA_DIR.
     """
-    settings = Settings.from_environment()
-    if port is not None:
-        settings = settings.model_copy(update={"port": port})
+    given = {name: value for name, value in (("port", port), ("host", host)) if value is not None}
+    settings = Settings.from_environment().model_copy(update=given)
     plan = Plan(settings, settings.data_dir.absolute() / "logs", tuple(declare or ()), with_cpu)
     with running(plan) as box:
-        devices = box.wait_for_devices(Client(box.plan.url))
-        welcome(box.plan, devices, as_json=as_json)
+        client = box.plan.client()
+        devices = box.wait_for_devices(client)
+        welcome(box.plan, devices, login_link(box.plan, client), as_json=as_json)
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 box.check()
@@ -88,9 +93,11 @@ def run(
     definition = parse_definition(content)
     writable_folder(output)
     with tempfile.TemporaryDirectory(prefix="effillm-", ignore_cleanup_errors=True) as folder:
-        settings = Settings.from_environment().model_copy(update={"data_dir": Path(folder), "port": 0})
+        # Nobody else is to reach it, so it needs no keys.
+        own = {"data_dir": Path(folder), "port": 0, "host": "127.0.0.1", "require_keys": False}
+        settings = Settings.from_environment().model_copy(update=own)
         with running(Plan(settings, output.absolute() / "logs", tuple(declare or ()), with_cpu)) as box:
-            client = Client(box.plan.url)
+            client = box.plan.client()
             devices = box.wait_for_devices(client)
             if settings.ray_address is None:
                 check_hardware(definition, devices)
@@ -170,12 +177,20 @@ def check_hardware(definition: SweepDefinition, devices: list[dict[str, Any]]) -
         )
 
 
-def welcome(plan: Plan, devices: list[dict[str, Any]], *, as_json: bool) -> None:
+def login_link(plan: Plan, client: Client) -> str:
+    """The address that signs one browser in, once."""
+    address = (plan.settings.public_url or plan.url).rstrip("/")
+    return f"{address}{client.post('/v1/session/links')['path']}"
+
+
+def welcome(plan: Plan, devices: list[dict[str, Any]], link: str, *, as_json: bool) -> None:
     """Says where the server answers and what to do next."""
     if as_json:
-        print_json({"url": plan.url, "pid": os.getpid(), "data_dir": str(plan.settings.data_dir), "devices": devices})
+        data_dir = str(plan.settings.data_dir)
+        print_json({"url": plan.url, "login": link, "pid": os.getpid(), "data_dir": data_dir, "devices": devices})
         return
     print(f"\nEffiLLM is ready at {plan.url}\n")
+    print(f"  in a browser     {link}  (works once, for ten minutes)\n")
     for device in devices:
         reason = f" ({device['reason']})" if device["reason"] else ""
         print(f"  device {device['id']}: {device['hardware_class']}, {device['state']}{reason}")

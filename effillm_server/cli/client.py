@@ -12,6 +12,7 @@ from typing import IO, Any
 import httpx
 
 from effillm_server.cli import claim
+from effillm_server.credentials import KEY_TEXT
 from effillm_server.errors import BadInput, Conflict, EffillmError, NotFound, Unavailable
 from effillm_server.settings import Settings
 
@@ -30,13 +31,18 @@ class Client:
     def __init__(
         self, url: str | None = None, key: str | None = None, transport: httpx.BaseTransport | None = None
     ) -> None:
-        """`url` and `key` default to EFFILLM_URL and EFFILLM_API_KEY, the address then to that of a local `up`."""
+        """`url` and `key` default to EFFILLM_URL and EFFILLM_API_KEY, the address then to that of a local `up`.
+
+        An empty `key` sends none: a server started here does not know the one that the environment has for another.
+        """
         self.url = (url or os.environ.get("EFFILLM_URL") or local_url() or DEFAULT_URL).rstrip("/")
         if not self.url.startswith(("http://", "https://")):
             raise BadInput(
                 f"{self.url!r} is not a server address: expected http://HOST:PORT in EFFILLM_URL or --url", field="url"
             )
-        key = key or os.environ.get("EFFILLM_API_KEY")
+        key = os.environ.get("EFFILLM_API_KEY") if key is None else key
+        if key and KEY_TEXT.fullmatch(key) is None:
+            raise BadInput("the API key is no key: expected 32 to 200 printable characters", field="EFFILLM_API_KEY")
         headers = {"User-Agent": "effillm-cli"} | ({"Authorization": f"Bearer {key}"} if key else {})
         try:
             # An address on this box must not go through a proxy that the environment names for the internet.
@@ -76,6 +82,10 @@ class Client:
         """The decoded answer of POST `path`, without a body or with one in JSON."""
         response = self._request("POST", path, **({} if body is None else {"json": body}))
         return response.json() if response.content else {}
+
+    def delete(self, path: str) -> Any:
+        """The decoded answer of DELETE `path`."""
+        return self._request("DELETE", path).json()
 
     def pages(self, path: str, page_size: int = PAGE, **params: Any) -> Iterator[dict[str, Any]]:
         """Every item of a paged list, fetched page by page as they are used."""

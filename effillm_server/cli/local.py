@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import ipaddress
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from effillm_server.cli.client import Client
 from effillm_server.cli.postgres import EmbeddedPostgres
 from effillm_server.cli.processes import Service, Services
 from effillm_server.cli.render import say, step
+from effillm_server.credentials import admin_key, is_loopback, is_required, without_admin
 from effillm_server.errors import BadInput, Unavailable
 from effillm_server.settings import Settings
 
@@ -38,6 +38,8 @@ RAY_ANSWERS_WITHIN_S = 5.0
 IN_SERVICE = ("free", "leased", "draining")
 # Ray puts sockets of up to 63 characters below its folder, and a socket's path may have 107.
 LONGEST_RAY_DIR = 44
+# Listening everywhere is no address to speak to.
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,13 @@ class Plan:
 
     @property
     def url(self) -> str:
-        host = self.settings.host
+        """Where the API answers as seen from this box."""
+        host = WILDCARDS.get(self.settings.host, self.settings.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.settings.port}"
+
+    def client(self) -> Client:
+        """A client of this box's own API, an admin there."""
+        return Client(self.url, (admin_key(self.settings) or "") if is_required(self.settings) else "")
 
 
 class Box:
@@ -70,6 +77,7 @@ class Box:
             "EFFILLM_DATA_DIR": str(plan.settings.data_dir.absolute()),
             "EFFILLM_HOST": plan.settings.host,
             "EFFILLM_PORT": str(plan.settings.port),
+            "EFFILLM_REQUIRE_KEYS": str(plan.settings.require_keys).lower(),
             "PYTHONUNBUFFERED": "1",
         }
 
@@ -148,7 +156,10 @@ class Box:
 
     def _start_python(self, name: str, module: str, *arguments: str) -> None:
         command = (sys.executable, "-m", module, *arguments)
-        self.services.start(Service(name, command, dict(self._environment), self._log(name)))
+        # Keys open the API and nothing else, so nothing else has them.
+        hidden = () if name == "api" else ("EFFILLM_ADMIN_KEY", "EFFILLM_API_KEY")
+        environment = {name: value for name, value in self._environment.items() if name not in hidden}
+        self.services.start(Service(name, command, environment, self._log(name)))
 
     def _api_is_ready(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):
@@ -206,12 +217,8 @@ def migrated(url: str) -> None:
 
 def checked(settings: Settings) -> Settings:
     """The settings with a port that is free. Raises BadInput when this box cannot be served with them."""
-    if not is_loopback(settings.host):
-        raise BadInput(
-            f"EFFILLM_HOST={settings.host} is not this box alone: the server asks for no keys yet, so `up` listens on loopback "
-            "only; unset EFFILLM_HOST or use 127.0.0.1",
-            field="EFFILLM_HOST",
-        )
+    if is_required(settings) and admin_key(settings) is None:
+        raise BadInput(without_admin(settings), field="EFFILLM_ADMIN_KEY")
     if settings.ray_address and not settings.database_url and not is_loopback(settings.ray_address.rpartition(":")[0]):
         raise BadInput(
             f"EFFILLM_RAY_ADDRESS={settings.ray_address} is another box, which an embedded Postgres does not serve: "
@@ -228,14 +235,6 @@ def checked(settings: Settings) -> Settings:
             field="EFFILLM_PORT",
         )
     return settings
-
-
-def is_loopback(host: str) -> bool:
-    """Whether the host is this box seen from itself."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def bind(host: str, port: int) -> OSError | None:

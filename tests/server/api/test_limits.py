@@ -13,7 +13,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from effillm_server.api import examples
-from effillm_server.api.limits import MAX_BODY_BYTES, BodyLimit, Outermost, SameSite, is_loopback
+from effillm_server.api.limits import MAX_BODY_BYTES, BodyLimit, Outermost, SameSite
+from effillm_server.credentials import is_loopback
 from tests.support.api import Api
 
 MEBIBYTE = 1 << 20
