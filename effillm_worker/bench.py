@@ -22,12 +22,13 @@ from effillm_server.contract.outcome import (
     Measured,
     Outcome,
 )  # fmt: skip
+from effillm_server.contract.quality import Quality
 from effillm_server.contract.sweep import Isolation
 from effillm_server.settings import Settings
 from effillm_worker import ceilings, fingerprint
 from effillm_worker.isolate import Child, ChildSpec, DeviceBusy
 from effillm_worker.log import event
-from effillm_worker.messages import Open, Run
+from effillm_worker.messages import Judge, Open, Run
 
 DEFAULT_RUNTIME = "default"
 # A first load may download the weights.
@@ -39,6 +40,8 @@ CELL_MARGIN_S = 120.0
 LOCK_PATIENCE_S = 10.0
 LOCK_RETRY_S = 0.1
 MEMORY_SHARE = 0.9
+# The child keeps the time limit between windows of text; a task of lm-evaluation-harness does not know of it.
+JUDGING_MARGIN_S = 1800.0
 
 
 @dataclass
@@ -72,6 +75,7 @@ class Bench:
         self._running: tuple[int, int] | None = None
         self._ended: float | None = None
         self._cancelled: set[tuple[int, int]] = set()
+        self._quality: tuple[str, Quality] | None = None
 
     @property
     def held(self) -> tuple[str, datetime] | None:
@@ -145,7 +149,30 @@ class Bench:
             preparation_s=round(now - started, 4), since_last_cell_s=None if self._ended is None else round(now - self._ended, 4),
         )  # fmt: skip
         run = Run(cell=lease.cell, plan=lease.plan, context_window=window)
-        return warm.child.run(run, deadline_s=lease.plan.time_limit_s * 1.1 + CELL_MARGIN_S)
+        outcome = warm.child.run(run, deadline_s=lease.plan.time_limit_s * 1.1 + CELL_MARGIN_S)
+        return self._with_quality(lease, warm.child, outcome) if isinstance(outcome, Measured) else outcome
+
+    def _with_quality(self, lease: Lease, child: Child, measured: Measured) -> Measured:
+        """The measurement with the quality of its group's weights, found behind the group's first cell and never again."""
+        if lease.quality is None:
+            return measured
+        if self._quality is not None and self._is_judged(lease.load_group):
+            child.note_quality(self._quality[1])
+        else:
+            limit_s = lease.plan.time_limit_s
+            judge = Judge(plan=lease.quality, time_limit_s=limit_s)
+            quality = child.judge(
+                judge, deadline_s=limit_s * 1.1 + (JUDGING_MARGIN_S if judge.plan.tasks else CELL_MARGIN_S)
+            )
+            self._quality = (lease.load_group, quality)
+            event(
+                "quality.judged",
+                job=lease.job_id,
+                group=lease.load_group,
+                notes=list(quality.notes),
+                seconds=quality.seconds,
+            )
+        return measured.model_copy(update={"child": child.record})
 
     def _child_of(self, lease: Lease, interpreter: str) -> _Warm | Outcome:
         """The warm child of the lease's group, or a fresh one with the model loaded, or why there is none."""
@@ -198,7 +225,11 @@ class Bench:
             cache_dir=str((self._settings.data_dir / "cache").absolute()),
             allow_pickled=lease.cell.model in self._settings.allow_pickled,
             memory_limit_bytes=int(fingerprint.memory_bytes() * MEMORY_SHARE),
+            quality=None if self._is_judged(lease.load_group) else lease.quality,
         )
+
+    def _is_judged(self, group: str) -> bool:
+        return self._quality is not None and self._quality[0] == group
 
     def _interpreter(self, lease: Lease) -> str | Infeasible:
         runtime, known = lease.cell.runtime, self._settings.runtimes

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from effillm_server.analysis.cells import Cell, slices
-from effillm_server.analysis.facts import BITS, UNQUANTIZED, Facts
+from effillm_server.analysis.facts import UNQUANTIZED, Facts
 from effillm_server.analysis.ratios import Ratio, cell_ratio
+from effillm_server.contract.quantization import bits_of
 
 KEEPS_SHARE = 0.8
 SECONDS_PER_HOUR = 3600
@@ -80,7 +81,7 @@ def quantization(of: Sequence[Cell], facts: Facts) -> list[dict[str, Any]]:
         by_precision = {cell.axes["quantization"]: cell for cell in members}
         for baseline in (name for name in UNQUANTIZED if name in by_precision):
             for name, cell in by_precision.items():
-                if name != baseline and not (name in UNQUANTIZED and BITS[name] >= BITS[baseline]):
+                if name != baseline and not (name in UNQUANTIZED and _is_as_wide(name, baseline)):
                     found.append(_against(cell, by_precision[baseline], facts))
     return found
 
@@ -94,9 +95,10 @@ def _against(cell: Cell, base: Cell, facts: Facts) -> dict[str, Any]:
         "baseline": baseline,
         "efficiency": speed.as_dict() if speed else None,
         "ttft_ratio": ttft.as_dict() if ttft else None,
-        "memory_reduction_theory": 1 - BITS[name] / BITS[baseline],
+        "memory_reduction_theory": _in_theory(name, baseline),
         "memory_reduction_measured": _reduction(cell, base, "memory_bytes"),
         "weights_reduction_measured": _reduction(cell, base, "weight_bytes"),
+        "quality_loss": _quality_loss(cell),
         "jobs": cell.jobs + base.jobs,
     }
 
@@ -140,6 +142,22 @@ def _per_instance(by_batch: dict[int, Cell], batch: int, to: int, facts: Facts) 
 
 def _is_below(found: Ratio | None, bound: float) -> bool:
     return found is not None and found.high < bound
+
+
+def _is_as_wide(name: str, baseline: str) -> bool:
+    return (bits_of(name) or 0) >= (bits_of(baseline) or 0)
+
+
+def _in_theory(name: str, baseline: str) -> float | None:
+    """1 - bits / bits, scales left out; None where only a plan can tell the bits."""
+    bits, before = bits_of(name), bits_of(baseline)
+    return None if bits is None or not before else 1 - bits / before
+
+
+def _quality_loss(cell: Cell) -> dict[str, float | None] | None:
+    """Relative rise of perplexity over the unquantized model, with its interval."""
+    loss = cell.estimate("quality_loss")
+    return None if loss is None else {"value": loss.value, "low": loss.low, "high": loss.high}
 
 
 def _reduction(cell: Cell, base: Cell, metric: str) -> float | None:

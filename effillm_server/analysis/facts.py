@@ -12,7 +12,6 @@ from effillm_server.catalog import prices as catalog_prices
 
 # Standard deviation of the ratio of two runs of one cell in fresh processes, as seen on small shared machines.
 ASSUMED_NOISE_FLOOR = 0.06
-BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4, "gptq": 4}
 UNQUANTIZED = ("fp16", "bf16", "fp32")
 
 Row = Mapping[str, Any]

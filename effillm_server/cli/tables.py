@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from effillm_server.cli import evidence
 from effillm_server.cli.render import (
     ago,
     bytes_or_blank,
@@ -89,6 +90,7 @@ def job(record: Record) -> None:
             "measured again": record.get("remeasures") or None, "finished": ago(record.get("finished_at")),
         }
     )  # fmt: skip
+    evidence.show(record)
     attempts: Sequence[Record] = record.get("attempts") or ()
     if not attempts:
         return
@@ -111,14 +113,18 @@ def results(rows: Iterable[Record]) -> None:
     has_vram = any(row.get("vram_peak_bytes") is not None for row in rows)
     has_hardware = len({row.get("hardware") for row in rows}) > 1
     columns = ["state", "~model", "quant", ">batch", ">seq", ">tok/s ± CI", ">TTFT", ">RAM"]
-    columns += [">VRAM"] * has_vram + ["hardware"] * has_hardware + ["~verdict"]
+    has_quality = any(row.get("perplexity") is not None for row in rows)
+    columns += (
+        [">VRAM"] * has_vram + [">perplexity", ">rise"] * has_quality + ["hardware"] * has_hardware + ["~verdict"]
+    )
 
     def line(row: Record) -> list[Any]:
         values = [
             row["state"], model(row["model"]), row["quantization"], row["batch_size"], row["sequence_length"],
             interval(row, "throughput_tok_s"), seconds_or_blank(row.get("ttft_s_mean")), bytes_or_blank(row.get("ram_peak_bytes")),
         ]  # fmt: skip
-        values += [bytes_or_blank(row.get("vram_peak_bytes"))] * has_vram + [row.get("hardware")] * has_hardware
+        values += [bytes_or_blank(row.get("vram_peak_bytes"))] * has_vram + quality(row) * has_quality
+        values += [row.get("hardware")] * has_hardware
         return [*values, verdict(row)]
 
     print_table(columns, map(line, rows), empty="no results yet")
@@ -128,6 +134,12 @@ def results(rows: Iterable[Record]) -> None:
             f"{doubtful} of {len(rows)} rows were measured under bad conditions each time and are invalid: "
             "let the machine do nothing else and measure them again"
         )
+
+
+def quality(row: Record) -> list[str]:
+    """Perplexity and its rise over the unquantized model's, blank where it was not measured."""
+    perplexity, rise = row.get("perplexity"), row.get("quality_loss")
+    return ["" if perplexity is None else f"{perplexity:.2f}", "" if rise is None else f"{rise:+.1%}"]
 
 
 def verdict(row: Record) -> str:

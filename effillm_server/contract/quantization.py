@@ -135,7 +135,7 @@ def bits_of(label: str) -> float | None:
         return None
     bits = parsed.options.get("bits", _FIXED_BITS.get(parsed.method))
     if parsed.method == "dynamic" and "memory" in parsed.options:
-        return 32.0 * float(parsed.options["memory"])
+        return 16.0 * float(parsed.options["memory"])  # a share of half precision
     return None if bits is None else float(bits)
 
 

@@ -11,7 +11,7 @@ import altair as alt
 from effillm_server.analysis.cells import label
 from effillm_server.analysis.efficiency import cost
 from effillm_server.figures import parts
-from effillm_server.figures.view import PRECISIONS, NotEnough, Options, Row, View, require, view
+from effillm_server.figures.view import NotEnough, Options, Row, View, require, view
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class ByPrecision:
         """Chart specification. Raises NotEnough below two precisions."""
         of = view(rows, options, ("model", "weights", "quantization", "dtype"), self.preferred)
         of, models, dropped = parts.fewer(of, "model")
+        of, listed, also_dropped = parts.fewer(of, "quantization")
         data = _one_each(parts.points(of.cells, self.metric, "model", "quantization"))
-        names = [name for name in PRECISIONS if name in {p["series"] for p in data}]
+        names = [name for name in listed if name in {p["series"] for p in data}]
         require(len(names), 2, f"{self.metric} of one model at two precisions or more")
         theme = parts.theme_of(options)
         x = alt.X("model:N", title=None, sort=models, axis=alt.Axis(labelAngle=0, grid=False, labelLimit=160))
@@ -45,7 +46,7 @@ class ByPrecision:
         ]
         layers = [base.mark_bar().encode(y=y, color=tint, tooltip=tooltip), *_whiskers(data, x, y, theme.ink, offset)]
         chart = alt.layer(*layers).properties(width=max(options.width, 90 * len(models)), height=options.height)
-        caption = of.caption(parts.bars_mean(data, of.facts), dropped, parts.also_measured(of))
+        caption = of.caption(parts.bars_mean(data, of.facts), dropped, also_dropped, parts.also_measured(of))
         return parts.finish(chart, self.number, self.title, caption, options, **parts.stands_on(of))
 
 

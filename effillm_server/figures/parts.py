@@ -11,7 +11,7 @@ import altair as alt
 from effillm_server.analysis.cells import Cell, label
 from effillm_server.analysis.facts import Facts
 from effillm_server.figures.theme import MAX_SERIES, SHAPES, THEMES, Theme, config
-from effillm_server.figures.view import PRECISIONS, Options, View, wrap
+from effillm_server.figures.view import Options, View, in_precision_order, wrap
 
 MOST_LISTED = 4
 AXIS_WORDS = {
@@ -69,8 +69,7 @@ def series_value(cell: Cell, series: str) -> str:
 def in_order(of: Sequence[Cell], series: str, facts: Facts) -> list[str]:
     """Names of the series: models by size, precisions by width, the rest by name."""
     if series == "quantization":
-        present = {cell.axes["quantization"] for cell in of}
-        return [name for name in PRECISIONS if name in present]
+        return in_precision_order(cell.axes["quantization"] for cell in of)
     if series == "model":
         sized = {cell.model_label: facts.parameters.get(cell.axes["model"], math.inf) for cell in of}
         return sorted(sized, key=lambda name: (sized[name], name))

@@ -106,11 +106,12 @@ def _quantization_table(study: Mapping[str, Any]) -> Raw:
         "memory saved, theory#",
         "measured#",
         "weights saved#",
+        "perplexity rise",
     ]
     lines = [
         [
             slice_text(e), e["baseline"], _ratio(e["efficiency"]), _ratio(e["ttft_ratio"]), percent(e["memory_reduction_theory"]),
-            percent(e["memory_reduction_measured"]), percent(e["weights_reduction_measured"]),
+            percent(e["memory_reduction_measured"]), percent(e["weights_reduction_measured"]), _rise(e["quality_loss"]),
         ]
         for e in study["quantization"]
     ]  # fmt: skip
@@ -262,6 +263,14 @@ def rests_on(jobs: list[int]) -> str:
 
 def _ratio(found: Mapping[str, Any] | None) -> str | None:
     return None if found is None else interval(found)
+
+
+def _rise(loss: Mapping[str, Any] | None) -> str | None:
+    """What quantization cost: the rise of perplexity, with its interval."""
+    if loss is None:
+        return None
+    bounds = "" if loss["low"] is None or loss["high"] is None else f" ({loss['low']:.1%} to {loss['high']:.1%})"
+    return f"{loss['value']:.1%}{bounds}"
 
 
 def _paper(claimed: list[float] | None) -> str:

@@ -14,7 +14,7 @@ from effillm_server.analysis.pareto import pareto
 from effillm_server.analysis.words import number
 from effillm_server.figures import parts
 from effillm_server.figures.theme import SHAPES
-from effillm_server.figures.view import PRECISIONS, Options, Row, View, require, view
+from effillm_server.figures.view import Options, Row, View, require, view
 
 SPOKES: dict[str, tuple[str, str, bool]] = {
     "memory": ("memory_gb", "peak memory, GB", False),
@@ -39,6 +39,7 @@ class MemoryThroughput:
             rows, options, ("model", "weights", "quantization", "dtype"), {"batch_size": 4, "sequence_length": 128}
         )
         of, models, dropped = parts.fewer(of, "model")
+        of, listed, also_dropped = parts.fewer(of, "quantization")
         data = self._points(of)
         require(len(data), 2, "two configurations with throughput and memory")
         front = pareto([{"x": p["x"], "y": p["y"]} for p in data], {"x": "min", "y": "max"})
@@ -47,7 +48,7 @@ class MemoryThroughput:
         x = alt.X("x:Q", title="peak memory during inference (GB)", scale=alt.Scale(zero=False, nice=True, padding=14))
         y = parts.value_axis("throughput T (tokens/s, log scale)", data, log=True)
         tint = parts.color(models, theme, "model")
-        names = [name for name in PRECISIONS if name in {p["precision"] for p in data}]
+        names = [name for name in listed if name in {p["precision"] for p in data}]
         symbol = alt.Shape(
             "precision:N", title="precision", scale=alt.Scale(domain=names, range=list(SHAPES[: len(names)]))
         )
@@ -66,7 +67,7 @@ class MemoryThroughput:
         caption = of.caption(
             parts.bars_mean(data, of.facts),
             f"dashed: Pareto front, {len(front)} of {len(data)} configurations that no other beats in both",
-            dropped, parts.also_measured(of),
+            dropped, also_dropped, parts.also_measured(of),
         )  # fmt: skip
         chart = alt.layer(*layers).properties(width=options.width, height=options.height)
         meta = parts.stands_on(of) | {"front": [f"{p['model']} {p['precision']}" for p in line]}
@@ -95,8 +96,8 @@ class Radar:
     def draw(self, rows: Sequence[Row], options: Options) -> dict[str, Any]:
         """Chart specification. Raises NotEnough below two precisions or three measured spokes."""
         of = view(rows, options, ("quantization", "dtype"), {"batch_size": 1, "sequence_length": 128})
+        of, names, dropped = parts.fewer(of, "quantization")
         by_name = {cell.axes["quantization"]: cell for cell in of.cells}
-        names = [name for name in PRECISIONS if name in by_name]
         require(len(names), 2, "one model at two precisions or more")
         spokes = [spoke for spoke in SPOKES if all(by_name[name].estimate(SPOKES[spoke][0]) for name in names)]
         require(len(spokes), 3, "three of memory, throughput, latency, quality and energy for every precision")
@@ -109,6 +110,7 @@ class Radar:
             if any(c["low"] is not None for c in corners)
             else "",
             f"not measured: {', '.join(missing)}" if missing else "",
+            dropped,
             parts.also_measured(of),
         )
         chart = _radar(corners, names, spokes, options)

@@ -12,10 +12,12 @@ from effillm_server.analysis.facts import Facts
 from effillm_server.analysis.filters import FILTERABLE, matching
 from effillm_server.analysis.rows import AXES
 from effillm_server.analysis.words import plural, slice_text
+from effillm_server.contract.quantization import METHODS as METHOD_OPTIONS
+from effillm_server.contract.quantization import bits_of, method_of
 from effillm_server.errors import BadInput
 
 Row = Mapping[str, Any]
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4", "gptq")
+METHODS = tuple(METHOD_OPTIONS)
 # The order in which open axes are narrowed to one value: what shapes a figure least goes first.
 NARROWING = (
     "engine", "runtime", "workload", "generate_tokens", "hardware", "quantization", "dtype", "sequence_length", "batch_size",
@@ -119,9 +121,21 @@ def _narrow(of: list[Cell], axis: str, preferred: Any) -> tuple[list[Cell], list
 
 def _rank(axis: str, value: Any) -> float:
     """Tie-break: small numbers and the plainest precision first."""
-    if axis == "quantization" and value in PRECISIONS:
-        return PRECISIONS.index(value)
+    if axis == "quantization":
+        return precision_rank(str(value))[0]
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def in_precision_order(names: Iterable[str]) -> list[str]:
+    """Distinct precisions: methods as the contract lists them, plain ones first, and within a method the widest first."""
+    return sorted(set(names), key=precision_rank)
+
+
+def precision_rank(name: str) -> tuple[int, float, str]:
+    """Where a precision's label stands among others."""
+    method = method_of(name)
+    place = METHODS.index(method) if method in METHODS else len(METHODS)
+    return place, -(bits_of(name) or 0.0), name
 
 
 def require(count: int, least: int, needs: str) -> None:

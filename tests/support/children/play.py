@@ -27,6 +27,7 @@ from effillm_server.contract.outcome import (
     Sample,
     StopReason,
 )
+from effillm_server.contract.quality import Losses, Quality
 from effillm_worker.messages import (
     COMMAND,
     CellRecord,
@@ -34,6 +35,8 @@ from effillm_worker.messages import (
     Closed,
     Command,
     Failed,
+    Judge,
+    Judged,
     Open,
     Opened,
     Progress,
@@ -240,6 +243,18 @@ def declare(talk: Talk) -> None:
     talk.say(record(CellMemory(peak_decode=MemoryReading(vram_bytes=7 * MIB, vram_source="declared"))))
 
 
+def judge(talk: Talk) -> None:
+    """Two windows of text, the first of which takes longer than a hang may."""
+    for window in (1, 2):
+        time.sleep(0.4)
+        talk.tick()
+        talk.say(Progress(phase="quality", iteration=window, at_most=2))
+    talk.say(Judged(quality=Quality(text="shipped", losses=Losses(nll=(2.0, 2.5), tokens=(100, 100)), seconds=0.8)))
+
+
+IN_JUDGE: dict[str, Callable[[Talk], None]] = {
+    "crash_in_judge": crash, "hang_in_judge": silent, "gibberish_in_judge": gibberish,
+}  # fmt: skip
 IN_OPEN: dict[str, Callable[[Talk], None]] = {"hang_in_open": silent, "crash_in_open": crash, "refuse_in_open": refuse}
 IN_CLOSE: dict[str, Callable[[Talk], None]] = {"hang_in_close": silent}
 IN_RUN: dict[str, Callable[[Talk], None]] = {
@@ -260,6 +275,8 @@ def main(behaviour: str) -> int:
             IN_OPEN.get(behaviour, lambda _: load(talk, simulated=behaviour == "declare"))(talk)
         elif isinstance(command, Run):
             IN_RUN.get(behaviour, measure)(talk)
+        elif isinstance(command, Judge):
+            IN_JUDGE.get(behaviour, judge)(talk)
         elif isinstance(command, Close):
             IN_CLOSE.get(behaviour, unload)(talk)
             return 0
