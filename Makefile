@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 FAULT_SEED ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test test-quantization test-faults test-faults-full lint clean
+.PHONY: setup demo test test-browser web-assets test-quantization test-faults test-faults-full lint clean
 
 setup: $(VENV)/.installed
 
@@ -34,6 +34,16 @@ test: lint
 # Quantization methods on models that the tests train themselves, kept in the user's cache between runs: some minutes.
 test-quantization: setup
 	$(BIN)/python -m pytest -m quantization -s tests/worker
+
+# The pages in a real browser over a real lab: some three minutes. Installs Debian's Chromium where none is and apt may.
+test-browser: setup
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+		(apt-get update && apt-get install --yes --no-install-recommends chromium fonts-liberation)
+	$(BIN)/python -m pytest -m browser tests/browser
+
+# The page's libraries from npm, at the versions of their versions.json; the tree carries them, so running needs none of this.
+web-assets: setup
+	$(BIN)/python scripts/web_assets.py
 
 # Break a whole lab at random and look what is left: under half an hour, and the doses of docs/reliability.md as written.
 # FAULT_SEED=N repeats a schedule; root gets the faults of network and disk too.
