@@ -10,6 +10,7 @@ import sys
 import sqlalchemy
 from alembic.util import CommandError
 
+from effillm_server import credentials
 from effillm_server.api import logs
 from effillm_server.api.admission import admit
 from effillm_server.api.reaper import Reaper
@@ -17,6 +18,7 @@ from effillm_server.api.server import Server
 from effillm_server.api.services import Tally
 from effillm_server.errors import BadInput, EffillmError, Unavailable
 from effillm_server.ledger.engine import connect, migrate, schema_state
+from effillm_server.redaction import Redaction
 from effillm_server.settings import Settings
 
 BACKLOG = 2048
@@ -94,7 +96,8 @@ def _serve(settings: Settings, engine: sqlalchemy.Engine, listener: socket.socke
     # Here, not above: it pulls in much that a start which fails does not need.
     from effillm_server.api.app import create_app
 
-    logs.install()
+    password = sqlalchemy.make_url(settings.database_url or "").password if settings.database_url else None
+    logs.install(redaction=Redaction(None, credentials.admin_key(settings), str(password) if password else None))
     app = create_app(settings, engine)
     server = Server(app)
 

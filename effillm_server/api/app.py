@@ -20,6 +20,7 @@ from effillm_server.api import (
     insight,
     jobs,
     keys,
+    metrics,
     problems,
     results,
     sessions,
@@ -28,6 +29,8 @@ from effillm_server.api import (
 from effillm_server.api.hub import Hub
 from effillm_server.api.keyring import Keyring
 from effillm_server.api.limits import BodyLimit, Outermost, SameSite
+from effillm_server.api.rates import AddressLimit, Rates
+from effillm_server.api.requests import Requests
 from effillm_server.api.services import Services, Tally
 from effillm_server.catalog.hub import HubClient
 from effillm_server.credentials import is_loopback
@@ -37,13 +40,16 @@ from effillm_server.web import routes as pages
 
 ROUTERS = (
     sweeps.router, jobs.router, results.router, insight.router, devices.router, events.router, keys.router,
-    sessions.router, audit.router, health.router,
+    sessions.router, audit.router, metrics.router, health.router,
 )  # fmt: skip
 
 
 def create_app(settings: Settings, engine: sqlalchemy.Engine) -> FastAPI:
     """The API over `engine`. Its event hub runs while the application's lifespan lasts; the reaper is the caller's."""
-    services = Services(settings, engine, catalog.load(), HubClient(), Hub(engine), Tally(), Keyring(engine, settings))
+    rates, requests = Rates(settings), Requests()
+    services = Services(
+        settings, engine, catalog.load(), HubClient(), Hub(engine), Tally(), Keyring(engine, settings), rates, requests
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -75,8 +81,10 @@ def create_app(settings: Settings, engine: sqlalchemy.Engine) -> FastAPI:
     documented.install(app)
     # The last one added is the first one asked.
     app.add_middleware(BodyLimit)
-    app.add_middleware(SameSite, loopback=is_loopback(settings.host))
-    app.add_middleware(Outermost)
+    app.add_middleware(SameSite, loopback=is_loopback(settings.host), public_url=settings.public_url)
+    if services.keyring.required:
+        app.add_middleware(AddressLimit, rates=rates)
+    app.add_middleware(Outermost, seen=requests.seen)
     return app
 
 

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from effillm_server.api.keyring import Keyring
 from effillm_server.api.limits import SAFE_METHODS
 from effillm_server.api.problems import request_id
+from effillm_server.api.rates import later, place, words
 from effillm_server.api.services import services
 from effillm_server.credentials import is_loopback
 from effillm_server.records import KeyRecord, SweepRecord, Viewer
@@ -78,12 +79,7 @@ def identify(request: Request, csrf: str | None = None) -> Caller | None:
     authorization = request.headers.get("authorization")
     if authorization is not None:
         scheme, _, text = authorization.partition(" ")
-        key = keyring.key(text.strip()) if scheme.lower() == "bearer" else None
-        if key is None:
-            raise HTTPException(
-                401, "the API key is unknown, expired or revoked: send Authorization: Bearer eff_…", headers=BEARER
-            )
-        return holder(key, request)
+        return holder(known_key(request, text.strip() if scheme.lower() == "bearer" else ""), request)
     token = request.cookies.get(COOKIE)
     session = keyring.session(token) if token is not None else None
     if token is not None and session is not None:
@@ -92,6 +88,20 @@ def identify(request: Request, csrf: str | None = None) -> Caller | None:
     if not keyring.required and _is_here(request):
         return holder(None, request)
     return None
+
+
+def known_key(request: Request, text: str) -> KeyRecord:
+    """The valid key of this text. Raises 401, and 429 for an address that has sent too many wrong ones."""
+    served, address = services(request), place(request.scope.get("client"))
+    if (wait_s := served.rates.failures.look(address)) > 0:
+        raise HTTPException(429, words("this address has sent wrong keys and", wait_s), headers=later(wait_s))
+    key = served.keyring.key(text)
+    if key is None:
+        served.rates.failures.take(address)
+        raise HTTPException(
+            401, "the API key is unknown, expired or revoked: send Authorization: Bearer eff_…", headers=BEARER
+        )
+    return key
 
 
 def holder(key: KeyRecord | None, request: Request, session: str | None = None) -> Caller:
@@ -115,6 +125,10 @@ async def form_token(request: Request) -> str | None:
 def caller(request: Request, csrf: Annotated[str | None, Depends(form_token)]) -> Caller:
     """The caller of this request. Raises 401 for anybody unknown."""
     found = identify(request, csrf)
+    if found is not None and found.key_id is not None:
+        wait_s = services(request).rates.by_key.take(found.key_id)
+        if wait_s > 0:
+            raise HTTPException(429, words(f"the key of {found.name}", wait_s), headers=later(wait_s))
     if found is None:
         asked = "send an API key as Authorization: Bearer eff_…, or sign in"
         if not services(request).keyring.required:
@@ -150,6 +164,8 @@ def visible(who: Caller, sweep: SweepRecord) -> bool:
 
 def is_still_known(keyring: Keyring, who: Caller) -> bool:
     """Whether the key or session of a caller still opens what it did: an open stream asks again and again."""
+    if who.session is not None and keyring.session(who.session) is None:
+        return False
     return who.key_id is None or keyring.is_valid(who.key_id)
 
 

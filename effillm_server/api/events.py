@@ -128,7 +128,7 @@ async def _chunks(served: Services, who: Caller, subscription: Subscription) -> 
     while True:
         arrived = await subscription.next(RECHECK_S)
         now = time.monotonic()
-        if now - checked_at >= RECHECK_S:
+        if who.key_id is not None and now - checked_at >= RECHECK_S:
             # A key revoked while its stream is open ends the stream too.
             if not await run_in_threadpool(is_still_known, served.keyring, who):
                 return

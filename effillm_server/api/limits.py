@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -29,14 +29,17 @@ SECURITY_HEADERS: Mapping[str, str] = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+Seen = Callable[[Scope, int, float], None]
 log = logging.getLogger("effillm.api")
 
 
 class Outermost:
     """Gives each request an id, each answer its security headers, and turns what nobody caught into a problem."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, seen: Seen | None = None) -> None:
+        """`seen` is told of every request: its scope, the status it was answered with, the seconds that took."""
         self.app = app
+        self.seen = seen
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,16 +72,21 @@ class Outermost:
                 request_id, 500, "the server failed to answer; its log has the reason under the request id"
             )
             await answer(scope, receive, send_with_headers)
+        seconds = time.monotonic() - started_s
+        if self.seen is not None:
+            self.seen(scope, status, seconds)
         level = logging.DEBUG if scope["method"] in SAFE_METHODS and status < 400 else logging.INFO
-        log.log(level, "request", extra={**fields, "status": status, "seconds": round(time.monotonic() - started_s, 4)})
+        log.log(level, "request", extra={**fields, "status": status, "seconds": round(seconds, 4)})
 
 
 class SameSite:
     """Refuses requests that another site's page made: a foreign Host (DNS rebinding) or a foreign Origin."""
 
-    def __init__(self, app: ASGIApp, *, loopback: bool) -> None:
+    def __init__(self, app: ASGIApp, *, loopback: bool, public_url: str | None = None) -> None:
+        """`public_url` is what browsers call this server when a proxy gives it another name."""
         self.app = app
         self.loopback = loopback
+        self.public = _place(public_url) if public_url is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(Headers(scope=scope), scope["method"]) if scope["type"] == "http" else None
@@ -88,13 +96,14 @@ class SameSite:
             await respond(scope["state"]["request_id"], *refusal)(scope, receive, send)
 
     def _refusal(self, headers: Headers, method: str) -> tuple[int, str] | None:
-        host = _name(f"//{headers.get('host', '')}")
-        if self.loopback and host not in LOCAL_NAMES:
+        here = _place(f"//{headers.get('host', '')}")
+        host = here[0]
+        if self.loopback and host not in LOCAL_NAMES and (self.public is None or host != self.public[0]):
             return 421, f"this server answers on localhost only, the Host header names {host or 'nothing'!r}"
         if method in SAFE_METHODS:
             return None
         origin = headers.get("origin")
-        if origin is not None and _place(origin) != _place(f"//{headers.get('host', '')}"):
+        if origin is not None and _place(origin) not in (here, self.public):
             return 403, "a page of another site may not change anything here"
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return 403, "a page of another site may not change anything here"
@@ -194,7 +203,3 @@ def _place(url: str) -> tuple[str | None, int | None]:
         return parts.hostname, None if parts.port == default else parts.port
     except ValueError:
         return None, None
-
-
-def _name(url: str) -> str | None:
-    return _place(url)[0]

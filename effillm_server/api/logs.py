@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
+
+from effillm_server.redaction import Redaction
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line, whatever was passed as `extra` as fields of it."""
+    """One JSON object a line, whatever was passed as `extra` as fields of it, without secrets."""
+
+    def __init__(self, redaction: Redaction | None = None) -> None:
+        super().__init__()
+        self._redaction = redaction or Redaction()
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -23,13 +31,24 @@ class JsonLines(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        # Before it is JSON, whose escapes would hide a secret from the redaction.
+        return json.dumps(self._hidden(line))
+
+    def _hidden(self, value: Any) -> Any:
+        """`value` without secrets, in types that JSON has."""
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if isinstance(value, Mapping):
+            return {str(key): self._hidden(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self._hidden(inner) for inner in value]
+        return self._redaction(str(value))
 
 
-def install(level: int = logging.INFO) -> None:
+def install(level: int = logging.INFO, redaction: Redaction | None = None) -> None:
     """Send every log of the process to stderr as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonLines(redaction))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     # One request to the model hub is no news; its failures are told to the user.

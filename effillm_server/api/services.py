@@ -14,6 +14,8 @@ from effillm_server.api import examples
 from effillm_server.api.desk import Desk
 from effillm_server.api.hub import Hub
 from effillm_server.api.keyring import Keyring
+from effillm_server.api.rates import Rates
+from effillm_server.api.requests import Requests
 from effillm_server.catalog import Catalog
 from effillm_server.catalog.resolve import HubClient
 from effillm_server.errors import NotFound
@@ -31,7 +33,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Services:
-    """The process's settings, its engine, the catalog, the model hub, the hub of the event stream, its tally, keyring and desk."""
+    """The process's settings, its engine, the catalog, the model hub, the hub of the event stream, its tally, keyring, limits and desk."""
 
     settings: Settings
     engine: sqlalchemy.Engine
@@ -40,6 +42,8 @@ class Services:
     hub: Hub
     tally: Tally
     keyring: Keyring
+    rates: Rates
+    metrics: Requests
     desk: Desk = field(default_factory=Desk)
 
     @contextmanager

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from effillm_server import credentials
 from effillm_server.api import audit
 from effillm_server.api.access_views import LinkView, SessionView, SignedOutView, SignIn
-from effillm_server.api.auth import BEARER, COOKIE, Authenticated, Caller, csrf_of, holder
+from effillm_server.api.auth import BEARER, COOKIE, Authenticated, Caller, csrf_of, holder, known_key
 from effillm_server.api.documented import problems, with_header
 from effillm_server.api.services import Served, Services, services
 from effillm_server.ledger import keys
@@ -51,10 +51,7 @@ def link(served: Served, who: Authenticated) -> LinkView:
 
 def sign_in(request: Request, response: Response, key: str) -> Caller:
     """The holder of `key`; `response` has the cookie of their new session. Raises 401 for a key that opens nothing."""
-    found = services(request).keyring.key(key.strip())
-    if found is None:
-        raise HTTPException(401, "this key is unknown, expired or revoked", headers=BEARER)
-    return _opened(request, response, found)
+    return _opened(request, response, known_key(request, key.strip()))
 
 
 def sign_in_by_link(request: Request, response: Response, token: str) -> Caller:
