@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -30,9 +31,9 @@ def look(request: Request, served: Served, who: Reader, job_id: JobId) -> HTMLRe
     live = live_of(served)
     job = api.look(served, who, job_id)
     sweep = sweeps.look(served, who, job.sweep)
-    live = live_of(served, job.sweep) if not job.state.is_terminal else None
+    following = None if job.state.is_terminal else replace(live, stream=f"/v1/events?sweep={job.sweep}")
     return page(
-        request, who, "job.html", job=job, sweep=sweep, live=live, may_change=may_change(who, sweep.owner),
+        request, who, "job.html", job=job, sweep=sweep, live=following, may_change=may_change(who, sweep.owner),
         again=again(job, sweep), **_result(job),
     )  # fmt: skip
 

@@ -83,8 +83,10 @@ def recommend(
         sliders = _sliders(served, chosen, asked)
         try:
             found = _recommended(served, who, chosen, aim, sliders, filters)
-        except (EffillmError, ValidationError) as error:
+        except EffillmError as error:
             why_not = str(error)
+        except ValidationError as error:
+            why_not = "; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors())
     entries = _entries(found) if found else []
     return page(
         request, who, "recommend.html", sweeps=choices, chosen=chosen, title=title, aims={name: of.said for name, of in AIMS.items()},
@@ -150,7 +152,8 @@ def _slider(
 ) -> Slider:
     """A slider over the range, widened to round numbers; a value outside it, as an address may have, moves its end."""
     step = _round_step((high - low) / STEPS or high / STEPS or 1.0)
-    bottom, top = step * math.floor(low / step), step * math.ceil(high / step) + step
+    # Ten digits, as a browser counts: the end of a slider must be equal to what comes back.
+    bottom, top = round(step * math.floor(low / step), 10), round(step * math.ceil(high / step) + step, 10)
     unlimited = bottom if at_least else top
     value = _number(asked[name])
     if value is None:

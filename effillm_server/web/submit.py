@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -78,7 +79,7 @@ def posted(request: Request, served: Served, who: Submitter, fields: Posted) -> 
         preview = api.preview(served, who, draft.definition)
         is_seen = first(fields, "seen") == forms.digest(draft.definition)
         if is_seen and first(fields, "action") == "store":
-            stored = api.submit(served, who, draft.definition, Response(), first(fields, "token") or None)
+            stored = api.submit(served, who, draft.definition, Response(), _token(fields))
             return RedirectResponse(f"/sweeps/{stored.id}", 303)
     except (BadInput, NotFound, Conflict, Unavailable) as error:
         place = error.field if isinstance(error, BadInput) else None
@@ -88,7 +89,7 @@ def posted(request: Request, served: Served, who: Submitter, fields: Posted) -> 
     notice = "It was changed after the preview, so nothing is stored yet: this is the new preview." if is_late else ""
     shown = _with(
         draft, preview=preview, estimate=_estimate(served, draft.definition, preview), notice=notice,
-        token=first(fields, "token") or secrets.token_urlsafe(16),
+        token=_token(fields) or secrets.token_urlsafe(16),
     )  # fmt: skip
     return _shown(request, served, who, shown)
 
@@ -105,6 +106,12 @@ def _read(fields: Fields) -> Draft:
         read.definition.model_dump(mode="json", exclude_defaults=True)
     )  # fmt: skip
     return Draft(FORM, dict(fields), text or STARTER, read.definition, read.errors)
+
+
+def _token(fields: Fields) -> str | None:
+    """What makes two clicks on one preview one sweep."""
+    token = first(fields, "token")
+    return token if re.fullmatch(r"[A-Za-z0-9_-]{16,64}", token) else None
 
 
 def _with(draft: Draft, **changes: Any) -> Draft:

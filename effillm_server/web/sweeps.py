@@ -27,6 +27,7 @@ ON_A_PAGE = 25
 JOBS_ON_A_PAGE = 100
 SHOWN_RUNNING = 4
 # A page of a large sweep costs more to make, and changes less of what is seen: (jobs, seconds between two looks).
+ANALYSIS_S = 10.0
 PATIENCE_S = ((2_000, 1.0), (50_000, 4.0), (2**63, 15.0))
 TABS = {
     "": "Matrix", "/findings": "Findings", "/figures": "Figures", "/frontier": "Frontier", "/jobs": "Jobs",
@@ -76,6 +77,8 @@ def matrix(request: Request, served: Served, who: Reader, sweep_id: SweepId) -> 
 def findings(request: Request, served: Served, who: Reader, sweep_id: SweepId, filters: Asked) -> HTMLResponse:
     """What the rows say so far: findings, the paper's claims, fits, efficiencies."""
     shown = _shown(served, who, sweep_id)
+    # An analysis is all processor time.
+    shown["live"] = replace(shown["live"], every_s=max(ANALYSIS_S, shown["live"].every_s))
     analysis, why_not, tables = None, None, []
     try:
         analysis = json.loads(bytes(insight.analysis(served, who, sweep_id, filters).body))

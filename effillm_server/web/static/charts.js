@@ -5,7 +5,6 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const OPTIONS = {
     ast: true, actions: false, renderer: "svg", defaultStyle: false, tooltip: { disableDefaultStyle: true, theme: "custom" },
-    loader: { http: {}, load: function () { return Promise.reject(new Error("a figure carries its data")); } },
   };
   const waiting = new Set(), views = new WeakMap();
   let isDrawing = false, last = 0, timer = null;

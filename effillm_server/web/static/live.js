@@ -34,12 +34,14 @@
     const address = element.dataset.stream;
     stream = new EventSource(address + (address.includes("?") ? "&" : "?") + "after=" + encodeURIComponent(after));
     stream.onopen = function () {
-      if (element.dataset.state === "reconnecting") look();
+      if (place().dataset.state === "reconnecting") look();
       say("live");
     };
     stream.onerror = function () {
       say("reconnecting");
-      if (stream.readyState === EventSource.CLOSED) retry = setTimeout(open, RETRY_MS);
+      if (stream.readyState !== EventSource.CLOSED) return;
+      retry = setTimeout(open, RETRY_MS);
+      look();
     };
     element.dataset.kinds.split(" ").forEach(function (kind) {
       stream.addEventListener(kind, function (event) { after = event.lastEventId; look(); });
@@ -51,6 +53,22 @@
     stream = null;
     clearTimeout(retry);
   }
+
+  // What is shown may have been changed without another page: the address knows.
+  document.addEventListener("htmx:configRequest", function (event) {
+    if (event.target.id === "live") event.detail.path = location.pathname + location.search;
+  });
+
+  // Progress is said aloud by tenths, not by jobs.
+  document.addEventListener("htmx:afterRequest", function (event) {
+    const far = document.querySelector("[data-said]"), said = document.getElementById("said");
+    if (event.target.id === "live" && far && said && said.textContent !== far.dataset.said) said.textContent = far.dataset.said;
+  });
+
+  // A key that was revoked, a session that ended: the server shows the door.
+  document.addEventListener("htmx:responseError", function (event) {
+    if (event.detail.xhr.status === 401) location.reload();
+  });
 
   // A page that nobody sees needs no stream: browsers allow few to one server.
   document.addEventListener("visibilitychange", function () {
