@@ -159,6 +159,7 @@ def _load_request(opening: Open) -> LoadRequest:
         architecture=opening.architecture,
         model_root=opening.model_root,
         allow_pickled=opening.allow_pickled,
+        allow_hub=opening.allow_hub,
     )
 
 

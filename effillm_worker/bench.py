@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from effillm_server import runtimes
 from effillm_server.catalog import load
+from effillm_server.catalog.doors import is_allowed
 from effillm_server.contract.fingerprint import DeviceDeclaration
-from effillm_server.contract.job import Lease
+from effillm_server.contract.job import Cell, Lease
 from effillm_server.contract.outcome import (
     ChildRecord,
     Fault,
@@ -23,12 +26,13 @@ from effillm_server.contract.outcome import (
     Outcome,
 )  # fmt: skip
 from effillm_server.contract.quality import Quality
-from effillm_server.contract.sweep import Isolation
+from effillm_server.contract.sweep import Engine, Isolation
 from effillm_server.settings import Settings
 from effillm_worker import ceilings, fingerprint
 from effillm_worker.isolate import Child, ChildSpec, DeviceBusy
 from effillm_worker.log import event
 from effillm_worker.messages import Judge, Open, Run
+from effillm_worker.weights import downloads
 
 DEFAULT_RUNTIME = "default"
 # A first load may download the weights.
@@ -76,6 +80,7 @@ class Bench:
         self._ended: float | None = None
         self._cancelled: set[tuple[int, int]] = set()
         self._quality: tuple[str, Quality] | None = None
+        self._complete: set[tuple[str, bool]] = set()
 
     @property
     def held(self) -> tuple[str, datetime] | None:
@@ -211,7 +216,14 @@ class Bench:
             threads=fingerprint.threads(self._device.processors),
             memory_limit_bytes=int(fingerprint.memory_bytes() * MEMORY_SHARE),
             load_group=lease.load_group,
+            environment=self._hub_token(lease.cell),
         )
+
+    def _hub_token(self, cell: Cell) -> dict[str, str]:
+        """The operator's token for the model hub, for a child that must download, and nothing for any other."""
+        token = os.environ.get("HF_TOKEN")
+        root = self._settings.model_root
+        return {"HF_TOKEN": token} if token and downloads(cell, None if root is None else str(root.absolute())) else {}
 
     def _opening(self, lease: Lease) -> Open:
         facts = load().models.get(lease.cell.model)
@@ -224,6 +236,7 @@ class Bench:
             model_root=None if root is None else str(root.absolute()),
             cache_dir=str((self._settings.data_dir / "cache").absolute()),
             allow_pickled=lease.cell.model in self._settings.allow_pickled,
+            allow_hub=is_allowed(lease.cell.model, self._settings.allow_models),
             memory_limit_bytes=int(fingerprint.memory_bytes() * MEMORY_SHARE),
             quality=None if self._is_judged(lease.load_group) else lease.quality,
         )
@@ -232,17 +245,32 @@ class Bench:
         return self._quality is not None and self._quality[0] == group
 
     def _interpreter(self, lease: Lease) -> str | Infeasible:
-        runtime, known = lease.cell.runtime, self._settings.runtimes
+        # Read anew for every child: a runtime may be made while the actor lives.
+        runtime, known = lease.cell.runtime, runtimes.known(self._settings)
         if runtime in known:
             if Path(known[runtime]).is_file():
-                return known[runtime]
-            missing = f"runtime {runtime!r} names {known[runtime]}, which is not on this node"
+                lacks = self._lacks(known[runtime], with_models=lease.cell.engine is Engine.TRANSFORMERS)
+                if lacks is None:
+                    return known[runtime]
+                missing = f"runtime {runtime!r} on node {self._device.node} {lacks}"
+            else:
+                missing = f"runtime {runtime!r} names {known[runtime]}, which is not on this node"
         elif runtime == DEFAULT_RUNTIME:
             return sys.executable
         else:
             there = ", ".join(sorted({DEFAULT_RUNTIME, *known}))
             missing = f"no runtime {runtime!r} on node {self._device.node}; there are: {there} (EFFILLM_RUNTIMES)"
         return Infeasible(reason=InfeasibleReason.UNSUPPORTED, message=missing)
+
+    def _lacks(self, interpreter: str, *, with_models: bool) -> str | None:
+        """What a runtime lacks; one that once had everything is not asked again."""
+        key = (interpreter, with_models)
+        if key in self._complete:
+            return None
+        lacks = runtimes.lacking(interpreter, with_models=with_models)
+        if lacks is None:
+            self._complete.add(key)
+        return lacks
 
     def _take_warm(self) -> _Warm | None:
         with self._guard:

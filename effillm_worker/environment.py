@@ -14,7 +14,7 @@ PASSED_ON = (
 )  # fmt: skip
 REFUSED = re.compile(r"(^PG)|(^RAY)|(^EFFILLM_(DATABASE_URL|ADMIN_KEY|API_KEY))|DATABASE_URL|PASSWORD", re.IGNORECASE)
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|_KEY$|^KEY$|PROXY$", re.IGNORECASE)
-SECRET_TEXT = re.compile(r"hf_[A-Za-z0-9]{16,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+SECRET_TEXT = re.compile(r"\beff_[0-9A-Za-z]{43}\b|hf_[A-Za-z0-9]{16,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 SOURCE_TREE = Path(__file__).resolve().parents[1]
 
@@ -36,6 +36,8 @@ def child_environment(
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": gpu_uuid or "",  # empty hides every GPU from a processor's child
         "TOKENIZERS_PARALLELISM": "false",
+        # Otherwise transformers asks a service of the hub to convert what it finds pickled, beside the measurement.
+        "DISABLE_SAFETENSORS_CONVERSION": "1",
         "PYTHONPATH": str(SOURCE_TREE),  # a foreign runtime has our source tree and nothing else of ours
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",

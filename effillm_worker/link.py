@@ -197,12 +197,14 @@ class Link:
         return [b"".join(parts), *whole], Found.DATA
 
     def _parse(self, line: bytes) -> Report:
+        # What a framework says of its failure may quote the token it failed with.
+        text = redact((line.decode(errors="backslashreplace"),), self.environment)[0]
         try:
-            return REPORT.validate_json(line)
+            return REPORT.validate_json(text)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
-            raise Malformed(f"{first['msg']} at {where or 'the line'}: {line[:200]!r}") from None
+            raise Malformed(f"{first['msg']} at {where or 'the line'}: {text[:200]!r}") from None
 
     def _close(self) -> None:
         with self._lock:

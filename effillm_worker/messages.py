@@ -28,6 +28,7 @@ class Open(Contract):
     model_root: str | None = None
     cache_dir: str
     allow_pickled: bool = False
+    allow_hub: bool = True
     memory_limit_bytes: int | None = None
     quality: QualityPlan | None = None
 

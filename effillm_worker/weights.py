@@ -17,12 +17,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from effillm_server.contract.sweep import Weights
+from effillm_server.catalog import load
+from effillm_server.contract.job import Cell
+from effillm_server.contract.sweep import Engine, Weights
 from effillm_worker.engines.base import LoadRequest, Unsupported
 
+# Before, a crafted file could execute code although only weights were asked for (CVE-2025-32434).
+WEIGHTS_ONLY_SINCE = (2, 6)
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".msgpack", ".h5")
 SYNTHETIC_FORMAT = 1
 UNKNOWN_MODEL = 3  # exit code of the process that writes synthetic weights
@@ -42,14 +47,36 @@ def source(request: LoadRequest) -> Source:
     cell = request.cell
     folder = local_folder(cell.model, request.model_root)
     if cell.weights is Weights.SYNTHETIC:
+        if request.architecture is None and folder is None:
+            _check_hub(request)
         architecture = request.architecture or _architecture(cell.model, folder, cell.revision)
         made = synthetic(architecture, cell.model, Path(request.cache_dir))
         return Source(str(made), {"local_files_only": True, "use_safetensors": True}, synthetic=True)
     if folder is not None:
         _refuse_pickled(folder, cell.model, allowed=request.allow_pickled)
-        return Source(str(folder), {"local_files_only": True} | _format(folder, request.allow_pickled))
-    options: dict[str, Any] = {} if request.allow_pickled else {"use_safetensors": True}
+        is_pickled = request.allow_pickled and not any(folder.glob("*.safetensors"))
+        return Source(str(folder), {"local_files_only": True} | _format(is_pickled=is_pickled))
+    _check_hub(request)
+    # Where pickled weights are allowed transformers still takes safetensors first.
+    options = _format(is_pickled=request.allow_pickled)
     return Source(cell.model, options | ({"revision": cell.revision} if cell.revision else {}))
+
+
+def downloads(cell: Cell, model_root: str | None) -> bool:
+    """Whether a child that loads the cell's model has to ask the hub for files."""
+    if cell.engine is not Engine.TRANSFORMERS:
+        return False
+    if cell.weights is Weights.SYNTHETIC and cell.model in load().models:
+        return False
+    return model_root is None or not (Path(model_root) / cell.model / "config.json").is_file()
+
+
+def _check_hub(request: LoadRequest) -> None:
+    if not request.allow_hub:
+        raise Unsupported(
+            f"{request.cell.model} is not among the models that this node loads from the hub (EFFILLM_ALLOW_MODELS), and not a "
+            "folder below its model root"
+        )
 
 
 def local_folder(model: str, model_root: str | None) -> Path | None:
@@ -125,8 +152,17 @@ def written_once(folder: Path) -> Iterator[Path | None]:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def _format(folder: Path, allow_pickled: bool) -> dict[str, Any]:
-    return {} if allow_pickled and not any(folder.glob("*.safetensors")) else {"use_safetensors": True}
+def _format(*, is_pickled: bool) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that keep to safetensors, or read pickled weights and nothing else that is pickled."""
+    if not is_pickled:
+        return {"use_safetensors": True}
+    found = tuple(map(int, re.findall(r"\d+", version("torch"))[:2]))
+    if found < WEIGHTS_ONLY_SINCE:
+        raise Unsupported(
+            f"pickled weights are read by torch {'.'.join(map(str, WEIGHTS_ONLY_SINCE))} or newer only, in which weights-only "
+            f"loading executes nothing; this runtime has {version('torch')}"
+        )
+    return {"weights_only": True}
 
 
 def _refuse_pickled(folder: Path, model: str, *, allowed: bool) -> None:

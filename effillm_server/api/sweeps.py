@@ -82,7 +82,7 @@ def submit(
 def preview(served: Served, who: Submitter, definition: Submitted) -> PreviewView:
     """Counts the cells, and those that cannot run by reason, with the first of them as examples."""
     _check(served, definition)
-    models = resolve_all(definition.models, served.settings.model_root, served.models)
+    models = _models(served, definition)
     with served.reading() as connection:
         present = queries.known_hardware(connection)
     missing = sorted(set(definition.hardware) - present)
@@ -159,9 +159,15 @@ def _known(served: Services, owner: str | None, key: str | None, definition: Swe
     return known
 
 
+def _models(served: Services, definition: SweepDefinition) -> dict[str, ModelFacts]:
+    """The models with what is known of them. Outside any transaction: the hub may take seconds to answer."""
+    settings = served.settings
+    return resolve_all(definition.models, settings.model_root, served.models, settings.allow_models)
+
+
 def _planned(served: Services, owner: str | None, key: str | None, definition: SweepDefinition) -> NewSweep:
-    """The sweep with its models resolved. Outside any transaction: the hub may take seconds to answer."""
-    models = resolve_all(definition.models, served.settings.model_root, served.models)
+    """The sweep with its models resolved."""
+    models = _models(served, definition)
     hardware = {name: served.catalog.hardware[name] for name in definition.hardware if name in served.catalog.hardware}
     facts = {
         "models": {name: model.model_dump(mode="json") for name, model in models.items()},

@@ -15,6 +15,7 @@ import httpx
 ENDPOINT = "https://huggingface.co"
 TIMEOUT_S = 5.0
 MAX_CONFIG_BYTES = 2**20
+CONVERTER = "SFconvertbot"
 # A hub that does not answer is not asked again for a while, or a sweep of twenty models would wait twenty time-outs.
 PAUSE_S = 30.0
 
@@ -53,12 +54,15 @@ class HubClient:
         self._silence = ""
 
     def revision(self, model: str, revision: str | None = None) -> str:
-        """The commit that `revision` (default: main) stands for. Raises HubRefused."""
-        return str(self._model(model, revision)["sha"])
+        """The commit that `revision` stands for. Raises HubRefused.
+
+        Default: main, or where that has pickled weights only, the hub's own conversion of them to safetensors.
+        """
+        return str(self._found(model, revision)["sha"])
 
     def model(self, model: str, revision: str | None = None) -> HubModel:
         """Configuration and size at a pinned revision. Raises HubRefused."""
-        info = self._model(model, revision)
+        info = self._found(model, revision)
         commit = str(info["sha"])
         config = self._json(f"/{model}/resolve/{commit}/config.json", model)
         counted = info.get("safetensors")
@@ -70,6 +74,29 @@ class HubClient:
     def close(self) -> None:
         """Closes the connections."""
         self._client.close()
+
+    def _found(self, model: str, revision: str | None) -> dict[str, Any]:
+        """What the hub says of the revision asked for, or of the safest one where none was."""
+        info = self._model(model, revision)
+        if revision is not None or not _is_pickled_only(info):
+            return info
+        try:
+            number = self._conversion(model)
+            return info if number is None else self._model(model, f"refs/pr/{number}")
+        except HubUnreachable:
+            raise
+        except HubRefused:
+            return info  # without its conversion the model is what it is, and the worker says so
+
+    def _conversion(self, model: str) -> int | None:
+        """Number of the pull request in which the hub's own bot offers the weights as safetensors."""
+        offered = self._json(f"/api/models/{model}/discussions", model).get("discussions")
+        for entry in offered if isinstance(offered, list) else ():
+            author = entry.get("author") if isinstance(entry, dict) else None
+            name = author.get("name") if isinstance(author, dict) else author
+            if name == CONVERTER and entry.get("isPullRequest") is True and isinstance(entry.get("num"), int):
+                return int(entry["num"])
+        return None
 
     def _model(self, model: str, revision: str | None) -> dict[str, Any]:
         info = self._json(f"/api/models/{model}/revision/{quote(revision or 'main', safe='')}", model)
@@ -117,3 +144,16 @@ class HubClient:
         if not isinstance(value, dict):
             raise HubRefused(f"{self.endpoint} sent JSON that is no object")
         return value
+
+
+def _is_pickled_only(info: dict[str, Any]) -> bool:
+    """Whether the hub lists weights, and none of them as safetensors."""
+    siblings = info.get("siblings")
+    names = (
+        [str(file.get("rfilename")) for file in siblings if isinstance(file, dict)]
+        if isinstance(siblings, list)
+        else []
+    )
+    return any(name.endswith((".bin", ".pt", ".pth")) for name in names) and not any(
+        name.endswith(".safetensors") for name in names
+    )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from effillm_server.catalog import folder, load
+from effillm_server.catalog.doors import is_allowed
 from effillm_server.catalog.facts import ModelFacts, model_key
 from effillm_server.catalog.hub import HubClient, HubModel, HubRefused, HubUnreachable
 from effillm_server.contract.sweep import ModelChoice, Weights
@@ -16,13 +17,23 @@ from effillm_server.errors import BadInput
 __all__ = ["HubClient", "resolve", "resolve_all"]
 
 
-def resolve(choice: ModelChoice, model_root: Path | None = None, hub: HubClient | None = None) -> ModelFacts:
+def resolve(
+    choice: ModelChoice, model_root: Path | None = None, hub: HubClient | None = None, allow: Sequence[str] = ("*",)
+) -> ModelFacts:
     """Facts of the chosen model, pinned to a hub revision where it is read from there and the hub answers.
 
-    Raises BadInput that says which places were tried, what each answered and what to do.
+    `allow`: patterns of what may come from the hub. Raises BadInput that says which places were tried, what each answered
+    and what to do.
     """
     known = load().models.get(choice.id)
     local = folder.find(choice.id, model_root) if model_root is not None else None
+    comes_from_hub = local is None and (known is None or choice.weights is Weights.PRETRAINED)
+    if comes_from_hub and not is_allowed(choice.id, allow):
+        raise BadInput(
+            f"model {choice.id!r} is not among those that this server loads from the hub ({', '.join(allow) or 'none'}): choose "
+            "one of them, or ask its operator to name it in EFFILLM_ALLOW_MODELS",
+            field="models",
+        )
     if known is not None:
         return known if local is not None or choice.weights is Weights.SYNTHETIC else _pinned(known, choice, hub)
     if local is not None:
@@ -31,11 +42,14 @@ def resolve(choice: ModelChoice, model_root: Path | None = None, hub: HubClient 
 
 
 def resolve_all(
-    choices: Iterable[ModelChoice], model_root: Path | None = None, hub: HubClient | None = None
+    choices: Iterable[ModelChoice],
+    model_root: Path | None = None,
+    hub: HubClient | None = None,
+    allow: Sequence[str] = ("*",),
 ) -> dict[str, ModelFacts]:
     """Facts of every choice of a sweep by `model_key`; pretrained ones decide the pin where both kinds are chosen."""
     ordered = sorted(choices, key=lambda choice: choice.weights is Weights.PRETRAINED)
-    return {model_key(choice): resolve(choice, model_root, hub) for choice in ordered}
+    return {model_key(choice): resolve(choice, model_root, hub, allow) for choice in ordered}
 
 
 def _pinned(known: ModelFacts, choice: ModelChoice, hub: HubClient | None) -> ModelFacts:

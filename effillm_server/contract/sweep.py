@@ -76,7 +76,15 @@ def _model_id(value: str) -> str:
     return value
 
 
+def _revision(value: str) -> str:
+    # The hub's cache has a file of this name.
+    if ".." in value or value.startswith("/"):
+        raise ValueError(f"{value!r} is not a revision: expected a commit, a tag or a branch such as main or refs/pr/1")
+    return value
+
+
 ModelId = Annotated[str, AfterValidator(_model_id)]
+Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,100}$"), AfterValidator(_revision)]
 
 
 class ModelChoice(Contract):
@@ -84,7 +92,7 @@ class ModelChoice(Contract):
 
     id: ModelId
     weights: Weights = Weights.PRETRAINED
-    revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,100}$")] | None = None
+    revision: Revision | None = None
 
     @model_validator(mode="before")
     @classmethod

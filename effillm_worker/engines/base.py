@@ -37,6 +37,7 @@ class LoadRequest:
     architecture: dict[str, Any] | None = None
     model_root: str | None = None
     allow_pickled: bool = False
+    allow_hub: bool = True
 
 
 @dataclass(frozen=True)

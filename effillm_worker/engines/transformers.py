@@ -347,7 +347,7 @@ def _config(source: weights.Source) -> Any:
     """The model's configuration, its class imported: `baseline` holds the code, `loaded` the weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    options = {key: value for key, value in source.options.items() if key != "use_safetensors"}
+    options = {key: value for key, value in source.options.items() if key not in ("use_safetensors", "weights_only")}
     try:
         config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, **options)
     except ValueError as error:
