@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 FAULT_SEED ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test test-browser web-assets test-quantization test-faults test-faults-full lint clean
+.PHONY: setup demo test test-browser web-assets setup-quantization test-quantization test-faults test-faults-full lint clean
 
 setup: $(VENV)/.installed
 
@@ -31,8 +31,18 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest
 
-# Quantization methods on models that the tests train themselves, kept in the user's cache between runs: some minutes.
-test-quantization: setup
+# What runs GPTQ and torchao. GPTQModel pins a numpy of its own and runs with ours, so it goes in without its dependencies.
+GPTQ_NEEDS := optimum datasets defuser device-smi logbar ninja pillow pypcre threadpoolctl tokenicer torchao
+setup-quantization: $(VENV)/.quantization
+
+$(VENV)/.quantization: $(VENV)/.installed
+	$(PIP_INSTALL) $(GPTQ_NEEDS)
+	$(PIP_INSTALL) --no-deps gptqmodel
+	@touch $@
+
+# Quantization methods on models that the tests train themselves, kept in the user's cache between runs: some minutes. The first
+# run also builds the runtime `autogptq` there.
+test-quantization: setup-quantization
 	$(BIN)/python -m pytest -m quantization -s tests/worker
 
 # The pages in a real browser over a real lab: some three minutes. Installs Debian's Chromium where none is and apt may.

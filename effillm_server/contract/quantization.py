@@ -70,6 +70,7 @@ METHODS: dict[str, dict[str, Option]] = {
         "bits": Option("b", "whole", 4, choices=(2, 3, 4, 8)),
         "group_size": Option("g", "whole", 128, choices=(-1, 16, 32, 64, 128, 256, 512, 1024), spelled=_GROUP),
         "act_order": Option("act", "flag", False),
+        "kernel": Option("", "choice", "auto", choices=("auto", "torch", "aten", "fused")),
         "text": _TEXT,
     },
     "uniform": {"bits": Option("b", "whole", None, 1, 8), "channel": Option("channel", "flag", False)},

@@ -156,8 +156,9 @@ def kernels(modules: Iterable[Any]) -> dict[str, int]:
 def _is_owner(module: Any) -> bool:
     if next(module.parameters(recurse=False), None) is not None:
         return True
-    # A packed linear layer has buffers only; a rotary embedding has too, but multiplies nothing.
-    return hasattr(module, "in_features") and next(module.buffers(recurse=False), None) is not None
+    # A packed linear layer has buffers only; a rotary embedding has too, but multiplies nothing. auto-gptq writes `infeatures`.
+    is_linear = hasattr(module, "in_features") or hasattr(module, "infeatures")
+    return is_linear and next(module.buffers(recurse=False), None) is not None
 
 
 def quantized(method: Method, model: Any) -> dict[str, Any]:

@@ -106,9 +106,10 @@ def test_missing_package_is_named() -> None:
         base.require(("nonesuch_package", "torch"), "int8")
 
 
-def test_gptq_says_why_it_cannot_run() -> None:
-    with pytest.raises(Unsupported, match="needs a GPTQ library"):
-        method("gptq").check("cuda", "float16")
+def test_gptq_says_which_libraries_it_would_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("effillm_worker.quantization.gptq.LIBRARIES", {"nonesuch_package": "nonesuch"})
+    with pytest.raises(Unsupported, match=r"needs GPTQModel or auto-gptq.*effillm runtime create autogptq"):
+        method("gptq").check("cpu", "float32")
 
 
 def test_kernels_count_modules_that_hold_parameters() -> None:
