@@ -26,7 +26,18 @@ PLAN = (
     "relative_half_width",
     "time_limit_s",
 )
-TEXTS = ("name", "models", "weights", "more_quantization", "runtime", "priority", "visibility", "isolation", "exclude")
+TEXTS = (
+    "name",
+    "models",
+    "weights",
+    "more_quantization",
+    "runtime",
+    "priority",
+    "visibility",
+    "isolation",
+    "exclude",
+    "quality",
+)
 FIELDS = (*TEXTS, *LISTS, *NUMBERS, *PLAN)
 DEFAULTS: dict[str, list[str]] = {
     "name": [""], "models": ["facebook/opt-125m"], "weights": ["pretrained"], "quantization": ["fp32"],
@@ -94,6 +105,7 @@ def document_of(fields: Fields) -> dict[str, Any]:
         "relative_half_width": text("relative_half_width"),
         "time_limit_s": text("time_limit_s"),
     }
+    document |= {"quality": {}} if fields.get("quality") else {}
     document |= {"priority": _whole(text("priority")), "visibility": text("visibility"), "isolation": text("isolation")}
     return document
 

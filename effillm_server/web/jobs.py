@@ -105,8 +105,19 @@ def _headline(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
          row["energy_source"] or ""),
         ("stopped", (row["stop_reason"] or words.DASH).replace("_", " "), iterations),
     ]  # fmt: skip
-    if row.get("perplexity") is not None:
-        found.append(("perplexity", words.number(row["perplexity"]), ""))
+    return found + _quality(row)
+
+
+def _quality(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """How well the loaded weights still answer, where that was asked for."""
+    if row.get("perplexity") is None:
+        return []
+    interval = f"95 % interval {words.number(row['perplexity_low'])} to {words.number(row['perplexity_high'])}"
+    found = [("perplexity", words.number(row["perplexity"]), interval)]
+    if row.get("token_agreement") is not None:
+        found.append(("same next token as unquantized", f"{row['token_agreement']:.1%}", ""))
+    if row.get("quality_loss") is not None:
+        found.append(("quality lost", f"{row['quality_loss']:.2%}", ""))
     return found
 
 

@@ -66,7 +66,10 @@ def blank(
         return _shown(request, served, who, Draft(mode, forms.DEFAULTS | {"hardware": here[:1] or ["cpu"]}, STARTER))
     earlier = api.look(served, who, like).definition
     text = words.plain_yaml(earlier.model_dump(mode="json", exclude_defaults=True))
-    return _shown(request, served, who, Draft(mode if earlier.exclude == () else YAML, forms.fields_of(earlier), text))
+    fields = forms.fields_of(earlier)
+    # The form has no place for some of what a definition may say.
+    is_whole = forms.read(fields).definition == earlier
+    return _shown(request, served, who, Draft(mode if is_whole else YAML, fields, text))
 
 
 @router.post("/sweeps/new")

@@ -6,10 +6,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from sqlalchemy import make_url
 
+from effillm_server.ledger import queue
 from tests.support.api import Api, add_device, declaration, serving
 from tests.support.pages import measure
 from tests.support.postgres import run_sql
@@ -41,12 +43,15 @@ def no_model_hub() -> Iterator[None]:
 
 
 @contextmanager
-def _served(postgres_url: str, template: str) -> Iterator[Api]:
+def served(postgres_url: str, template: str, **settings: Any) -> Iterator[Api]:
+    """A server over a database of its own."""
     name = f"web_{uuid.uuid4().hex[:12]}"
     run_sql(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
     try:
-        with serving(make_url(postgres_url).set(database=name).render_as_string(hide_password=False)) as served:
-            yield served
+        with serving(
+            make_url(postgres_url).set(database=name).render_as_string(hide_password=False), **settings
+        ) as api:
+            yield api
     finally:
         run_sql(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)')
 
@@ -54,7 +59,7 @@ def _served(postgres_url: str, template: str) -> Iterator[Api]:
 @pytest.fixture(scope="session")
 def empty(postgres_url: str, template_database: str, no_model_hub: None) -> Iterator[Api]:
     """A server over a lab in which nothing has happened; for tests that change nothing."""
-    with _served(postgres_url, template_database) as api:
+    with served(postgres_url, template_database) as api:
         yield api
 
 
@@ -63,12 +68,10 @@ def lab(
     postgres_url: str, template_database: str, no_model_hub: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Lab]:
     """A server over a lab with one finished sweep, a free device and one that vanished; for tests that keep them."""
-    with _served(postgres_url, template_database) as api:
+    with served(postgres_url, template_database) as api:
         sweep = measure(api, tmp_path_factory.mktemp("lab"))
         add_device(api.engine, declaration("gone-1", node="far-box"))
         with api.engine.begin() as connection:
-            from effillm_server.ledger import queue
-
             queue.mark_lost(connection, "gone-1", "its box does not answer")
         jobs = api.jobs(sweep["id"])
         by_state = {job["state"]: job["id"] for job in jobs}

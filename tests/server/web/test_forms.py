@@ -68,6 +68,13 @@ def test_an_earlier_sweep_fills_the_form_with_itself() -> None:
     assert read(fields_of(of)).definition == of
 
 
+def test_quality_is_asked_for_by_its_box() -> None:
+    asked, plain = read(TYPED | {"quality": ["on"]}).definition, read(TYPED).definition
+    assert asked is not None and plain is not None
+    assert (asked.quality is not None, plain.quality) == (True, None)
+    assert read(fields_of(asked)).definition == asked
+
+
 def test_another_definition_has_another_digest() -> None:
     assert digest(definition()) == digest(definition())
     assert digest(definition(batch_size=[2])) != digest(definition())
