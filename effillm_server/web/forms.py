@@ -124,6 +124,7 @@ def fields_of(definition: SweepDefinition) -> Fields:
         "repeats": [str(plan.repeats)], "relative_half_width": [f"{plan.relative_half_width:g}"],
         "time_limit_s": [f"{plan.time_limit_s:g}"], "priority": [str(definition.priority)],
         "visibility": [str(definition.visibility)], "isolation": [str(definition.isolation)],
+        "quality": ["on"] if definition.quality else [],
     }  # fmt: skip
     return DEFAULTS | shown
 
