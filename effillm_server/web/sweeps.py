@@ -87,8 +87,9 @@ def findings(request: Request, served: Served, who: Reader, sweep_id: SweepId, f
     else:
         from effillm_server.figures import sections
 
-        # The report's own: escaped there, without scripts or styles.
-        tables = [make(analysis) for make in (sections.claims, sections.efficiency, sections.fits)]
+        # The report's own: escaped there, without scripts or styles. What may be scrolled can be reached by keyboard.
+        made = [make(analysis) for make in (sections.claims, sections.efficiency, sections.fits)]
+        tables = [part.replace("<div class='wide'>", "<div class='wide' tabindex='0'>") for part in made]
     return page(
         request, who, "findings.html", tab="/findings", analysis=analysis, why_not=why_not, sections=tables, **shown
     )
