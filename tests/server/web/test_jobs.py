@@ -5,10 +5,12 @@ from __future__ import annotations
 import html
 import re
 
+from effillm_server.contract.outcome import Exit, Fault, FaultKind
 from effillm_server.contract.parse import parse_definition
 from effillm_server.expand import count
 from tests.server.web.conftest import Lab
-from tests.support.pages import Markup
+from tests.support.api import add_device, finish, lease
+from tests.support.pages import HOSTILE, Markup
 
 
 def test_a_measured_cell_shows_numbers_timeline_memory_conditions_and_fingerprint(lab: Lab) -> None:
@@ -59,4 +61,27 @@ def test_a_cell_is_measured_again_and_cancelled_by_its_buttons(lab: Lab) -> None
     assert "Measure again" in lab.page(f"/jobs/{job['id']}")
     assert lab.api.http.post(f"/jobs/{job['id']}/retry", headers=form).status_code == 303
     assert lab.api.jobs(sweep)[0]["state"] == "pending"
+    lab.api.http.post(f"/v1/sweeps/{sweep}/cancel")
+
+
+def test_what_a_child_wrote_is_shown_as_text(lab: Lab) -> None:
+    device = add_device(lab.api.engine)
+    sweep = lab.api.submit(name="crashes", batch_size=[1], quantization=["fp32"])["id"]
+    held = lease(lab.api.engine, device)
+    assert held.sweep_id == sweep
+    crash = Fault(
+        fault=FaultKind.CRASHED,
+        message=HOSTILE,
+        exit=Exit(code=1, log_tail=(HOSTILE, "</pre><img src=x onerror=alert(1)>")),
+    )
+    finish(lab.api.engine, held, crash)
+    for path in (f"/jobs/{held.job_id}", f"/sweeps/{sweep}/jobs", f"/sweeps/{sweep}"):
+        page = lab.page(path)
+        markup = Markup.of(page)
+        assert "<script>alert" not in page
+        assert markup.inline == []
+        assert markup.all("img", src="x") == []
+    text = Markup.of(lab.page(f"/jobs/{held.job_id}")).text
+    assert HOSTILE in text
+    assert "exit code 1" in text
     lab.api.http.post(f"/v1/sweeps/{sweep}/cancel")
