@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import HTMLResponse, RedirectResponse
@@ -14,6 +15,7 @@ from effillm_server.api import sweeps
 from effillm_server.api.auth import Reader, Submitter, may_change
 from effillm_server.api.services import JobId, Served
 from effillm_server.api.views import JobDetail, SweepView
+from effillm_server.contract.job import Cell
 from effillm_server.contract.sweep import MeasurementPlan, Weights
 from effillm_server.web import timeline, words
 from effillm_server.web.sweeps import live_of
@@ -21,6 +23,8 @@ from effillm_server.web.templating import page
 
 STAGES = {"baseline": "before load", "loaded": "after load", "released": "after unload"}
 PEAKS = {"peak_prefill": "peak, prefill", "peak_decode": "peak, decode", "steady": "steady state"}
+# Axes of which a matrix shows one value at a time.
+CHOSEN = ("hardware", "workload", "generate_tokens", "engine", "runtime", "repeat")
 READINGS = ("ram_bytes", "ram_peak_bytes", "vram_bytes", "vram_reserved_bytes")
 router = APIRouter(tags=["page-jobs"], include_in_schema=False)
 
@@ -34,7 +38,7 @@ def look(request: Request, served: Served, who: Reader, job_id: JobId) -> HTMLRe
     following = None if job.state.is_terminal else replace(live, stream=f"/v1/events?sweep={job.sweep}")
     return page(
         request, who, "job.html", job=job, sweep=sweep, live=following, may_change=may_change(who, sweep.owner),
-        again=again(job, sweep), **_result(job),
+        again=again(job, sweep), place=_place(job.cell), **_result(job),
     )  # fmt: skip
 
 
@@ -68,6 +72,11 @@ def again(job: JobDetail, sweep: SweepView) -> str:
     changed = plan.model_dump(mode="json", exclude_defaults=True)
     changed.pop("repeats", None)
     return words.plain_yaml(document | ({"measurement": changed} if changed else {}))
+
+
+def _place(cell: Cell) -> str:
+    """The query that shows this cell in its sweep's matrix."""
+    return urlencode({axis: getattr(cell, axis) for axis in CHOSEN})
 
 
 def _result(job: JobDetail) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        auto_reload=False,
     )
     made.filters |= FILTERS
     made.globals |= {"asset": address, "valued": words.value, "KINDS": " ".join(KINDS)}

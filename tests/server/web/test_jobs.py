@@ -45,6 +45,12 @@ def test_what_is_run_by_hand_is_exactly_this_cell(lab: Lab) -> None:
     assert stored.json()["pending"] == 1
 
 
+def test_a_cell_leads_to_its_place_in_the_matrix(lab: Lab) -> None:
+    (link,) = [at["href"] for at in Markup.of(lab.page(f"/jobs/{lab.measured}")).all("a") if "#c" in at["href"]]
+    path, _, anchor = link.partition("#")
+    assert Markup.of(lab.page(path)).all("a", id=anchor) != []
+
+
 def test_a_cell_that_cannot_run_says_why(lab: Lab) -> None:
     text = Markup.of(lab.page(f"/jobs/{lab.infeasible}")).text
     assert "cannot run (context_window)" in text
