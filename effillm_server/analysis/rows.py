@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from effillm_server.analysis import quality, statistics
+from effillm_server.analysis import quality, statistics, stored
 from effillm_server.analysis.series import Series, series
 from effillm_server.analysis.utilization import utilization
 from effillm_server.contract.sweep import Engine
@@ -45,6 +45,7 @@ COLUMN_TYPES: dict[str, type] = {
     "processor_sockets": int, "prompt_tokens_min": int, "prompt_tokens_mean": float, "prompt_tokens_max": int,
     "stop_reason": str, "revision": str, "ordinal": int, "implied_by": int, "message": str, "verdict_reasons": list,
     **quality.COLUMN_TYPES,
+    **stored.COLUMN_TYPES,
 }  # fmt: skip
 COLUMNS: tuple[str, ...] = tuple(COLUMN_TYPES)
 
@@ -188,6 +189,7 @@ def _evidence(result: ResultRecord, measured: Series, ceiling: Mapping[str, Any]
         "prompt_tokens_mean": lengths and lengths[1],
         "prompt_tokens_max": lengths and lengths[2],
         **quality.columns(model.get("quality")),
+        **stored.columns(model, result.job.cell.dtype),
         **utilization(result, measured, ceiling),
     }
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from effillm_server.cli import box, devices, doctor, insight, key, results, sweeps
+from effillm_server.cli import box, devices, doctor, insight, key, results, runtime, sweeps
 from effillm_server.cli.render import plain
 from effillm_server.errors import BadInput, Conflict, EffillmError, NotFound
 
@@ -45,6 +45,7 @@ for deciding in (insight.report, insight.figure, insight.compare, insight.recomm
 app.command(rich_help_panel=LAB)(devices.devices)
 app.command(rich_help_panel=LAB)(devices.drain)
 app.add_typer(key.app, name="key", rich_help_panel=LAB)
+app.add_typer(runtime.app, name="runtime", rich_help_panel=LAB)
 # Commands that become a program of the worker, which reads its own options.
 for becoming in (devices.node, doctor.doctor):
     app.command(

@@ -266,7 +266,7 @@ def _option_of_word(method: str, word: str) -> tuple[str, Value]:
                         return name, value
                 if re.fullmatch(r"\d{1,12}", rest) and option.kind == "whole":
                     return name, int(rest)
-                if re.fullmatch(r"\d{1,12}(\.\d{1,20})?", rest) and option.kind == "number":
+                if re.fullmatch(r"\d{1,12}(\.\d{1,30})?", rest) and option.kind == "number":
                     return name, float(rest)
     spelled = ", ".join(_spelling(option) for option in METHODS[method].values())
     raise ValueError(f"{word[:60]!r} is no option of {method}. Its options in a label: {spelled or 'none'}")

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from effillm_worker.quantization import base
+from effillm_worker.quantization.stopwatch import timed
 
 
 class Int4(base.Method):
@@ -40,6 +41,15 @@ class Int4(base.Method):
             bnb_4bit_compute_dtype=dtype,
         )
         return {"quantization_config": config}
+
+    def load(self, auto: Any, location: str, arguments: dict[str, Any]) -> Any:
+        from bitsandbytes.nn import Params4bit
+
+        with timed(Params4bit, "_quantize") as self._spent:
+            return super().load(auto, location, arguments)
+
+    def evidence(self, model: Any) -> dict[str, Any]:
+        return {"seconds": self._spent.seconds}
 
     def stored(self, parameter: Any) -> base.Stored:
         packed = base.plain(parameter)

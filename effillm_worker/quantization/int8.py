@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from effillm_worker.quantization import base
+from effillm_worker.quantization.stopwatch import timed
 
 
 class Int8(base.Method):
@@ -32,6 +33,15 @@ class Int8(base.Method):
 
         threshold = float(self.choices.get("threshold", 6.0))
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold)}
+
+    def load(self, auto: Any, location: str, arguments: dict[str, Any]) -> Any:
+        from bitsandbytes.nn import Int8Params
+
+        with timed(Int8Params, "_quantize") as self._spent:
+            return super().load(auto, location, arguments)
+
+    def evidence(self, model: Any) -> dict[str, Any]:
+        return {"seconds": self._spent.seconds}
 
     def stored(self, parameter: Any) -> base.Stored:
         matrix = base.plain(parameter)

@@ -6,9 +6,7 @@ from typing import Any
 
 from effillm_worker.engines.base import Unsupported
 from effillm_worker.quantization import base
-
-# Layouts of 4-bit weights, the first that runs here is taken: two a byte, and torch's own packing with kernels everywhere.
-INT4_LAYOUTS = ("plain", "tile_packed_to_4d", "plain_int32", "opaque")
+from effillm_worker.quantization.stopwatch import timed
 
 
 class Torchao(base.Method):
@@ -24,6 +22,15 @@ class Torchao(base.Method):
         from transformers import TorchAoConfig
 
         return {"quantization_config": TorchAoConfig(self.configuration())}
+
+    def load(self, auto: Any, location: str, arguments: dict[str, Any]) -> Any:
+        import torchao.quantization
+
+        with timed(torchao.quantization, "quantize_") as self._spent:
+            return super().load(auto, location, arguments)
+
+    def evidence(self, model: Any) -> dict[str, Any]:
+        return {"seconds": self._spent.seconds}
 
     def configuration(self) -> Any:
         """torchao's own description of the quantization."""
