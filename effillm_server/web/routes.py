@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from effillm_server.web import assets, compare, devices, jobs, recommend, sign_in, submit, sweeps
+from effillm_server.web import assets, compare, devices, jobs, keys, recommend, sign_in, submit, sweeps
 
 router = APIRouter()
-for part in (assets, sign_in, submit, sweeps, jobs, devices, compare, recommend):
+for part in (assets, sign_in, submit, sweeps, jobs, devices, compare, recommend, keys):
     router.include_router(part.router)

@@ -31,6 +31,7 @@ PAGES = {
     "devices": "/devices",
     "compare": "/compare?a={sweep}&b={sweep}&a_filter=quantization=fp16&b_filter=quantization=int8",
     "recommend": "/recommend?sweep={sweep}&memory_mb=1000",
+    "keys": "/keys",
     "login": "/login",
     "not-found": "/sweeps/none",
 }

@@ -10,7 +10,7 @@ from tests.server.web.conftest import Lab
 from tests.support.api import Api
 from tests.support.pages import HOSTILE, Markup
 
-ANYWHERE = ("/sweeps", "/sweeps/new", "/sweeps/new?mode=yaml", "/devices", "/compare", "/recommend", "/login")
+ANYWHERE = ("/sweeps", "/sweeps/new", "/sweeps/new?mode=yaml", "/devices", "/compare", "/recommend", "/login", "/keys")
 OF_A_SWEEP = (
     "/sweeps/{sweep}", "/sweeps/{sweep}?colour=state", "/sweeps/{sweep}?colour=memory", "/sweeps/{sweep}/findings",
     "/sweeps/{sweep}/figures", "/sweeps/{sweep}/frontier", "/sweeps/{sweep}/jobs", "/sweeps/{sweep}/jobs?state=infeasible",
