@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 import secrets
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from effillm_server.contract.parse import parse_definition
 from effillm_server.contract.sweep import SYNTHETIC_WORKLOAD, Engine, SweepDefinition, Weights
 from effillm_server.errors import BadInput, Conflict, NotFound, Unavailable
 from effillm_server.ledger import queries
+from effillm_server.lifecycle import DeviceState
 from effillm_server.web import forms, words
 from effillm_server.web.access import Fields, Posted, first
 from effillm_server.web.templating import page
@@ -137,19 +138,15 @@ def _estimate(served: Services, definition: SweepDefinition, preview: PreviewVie
     """How long it may take, in words, with what that stands on."""
     with served.reading() as connection:
         known = queries.served(connection)
-        devices = [device for device in queries.devices(connection) if device.state != "lost"]
-    each_class = preview.pending / max(1, len(definition.hardware))
-    spans, unknown = [], []
-    for name in definition.hardware:
-        count = sum(device.hardware_class == name for device in devices)
-        if name in known and count:
-            spans.append(known[name].seconds * each_class / count)
-        else:
-            unknown.append(name)
-    limit_s = definition.measurement.time_limit_s * math.ceil(each_class)
-    at_most = f"at most {words.seconds(limit_s)} per device class and device, by the time limit of each cell"
-    if not spans:
-        return f"Cannot be told yet: nothing has been measured on {', '.join(unknown)} here; {at_most}."
-    basis = sum(known[name].jobs for name in definition.hardware if name in known)
-    said = f"About {words.seconds(max(spans))}, by the {basis:,} cells that these classes have run so far; other sizes take other times"
-    return f"{said}, and nothing is known of {', '.join(unknown)}." if unknown else f"{said}."
+        devices = Counter(d.hardware_class for d in queries.devices(connection) if d.state is not DeviceState.LOST)
+    each_class = preview.pending / len(definition.hardware)
+    seen = [name for name in definition.hardware if name in known]
+    unseen = ", ".join(name for name in definition.hardware if name not in known)
+    if not seen:
+        limit_s = definition.measurement.time_limit_s
+        return f"Cannot be told yet: nothing has been measured on {unseen} here. Each cell ends after {words.seconds(limit_s)} at the latest."
+    # Classes work side by side, and a class that has no device now gets at least one.
+    longest_s = max(known[name].seconds * each_class / max(1, devices[name]) for name in seen)
+    basis = sum(known[name].jobs for name in seen)
+    said = f"About {words.seconds(longest_s)}, by the {basis:,} cells that {', '.join(seen)} ran here so far; other sizes take other times"
+    return f"{said}, and nothing is known of {unseen}." if unseen else f"{said}."

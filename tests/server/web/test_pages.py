@@ -74,11 +74,11 @@ def test_the_policy_allows_nothing_inline_and_nobody_else() -> None:
 
 def test_a_first_visit_of_any_page_loads_less_than_300_kb_beside_the_chart_library(lab: Lab) -> None:
     shape = {
-        "batch_size": list(range(1, 51)),
+        "batch_size": [1, 2, 3, 4, 5],
         "sequence_length": list(range(100, 140)),
-        "quantization": ["fp32", "fp16"],
+        "quantization": ["fp32", "fp16", "bf16", "int8", "int4"],
     }
-    large = lab.api.submit(**examples.DEFINITION | {"name": "4,000 cells"} | shape)
+    large = lab.api.submit(**examples.DEFINITION | {"name": "1,000 cells"} | shape)
     visited = [*paths(lab), f"/sweeps/{large['id']}", f"/sweeps/{large['id']}/jobs"]
     assert len(Markup.of(lab.page(f"/sweeps/{large['id']}")).all("td")) == 1000
     for path in visited:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from effillm_server.api import examples
+from effillm_server.figures import FIGURES
 from tests.server.web.conftest import Lab
 from tests.support.pages import HOSTILE, Markup
 
@@ -109,9 +110,9 @@ def test_findings_of_a_sweep_without_results_say_so(lab: Lab) -> None:
 def test_the_figures_of_the_paper_are_all_there_without_scripts_too(lab: Lab) -> None:
     markup = Markup.of(lab.page(f"/sweeps/{lab.sweep}/figures?filter=quantization=int8"))
     names = [at["id"] for at in markup.all("figure")]
-    assert len(names) == 15
+    assert names == list(FIGURES)
     pictures = markup.all("img", loading="lazy")
-    assert len(pictures) == 15
+    assert len(pictures) == len(FIGURES)
     assert all(at["src"].endswith("&filter=quantization=int8") for at in pictures)
     assert lab.api.http.get(pictures[0]["src"]).headers["content-type"] == "image/svg+xml"
 
