@@ -43,7 +43,7 @@ def quantization(model: Record, quantized: Record) -> dict[str, str | None]:
         "size on disk": None if disk is None else format_bytes(disk),
         "plan": _plan(facts),
         "calibrated on": _text(calibration),
-        "trained on": training and f"{_text(training)}, {training['steps']} steps, learning rate {training['learning_rate']:g}" or None,
+        "trained on": _training(training),
     }  # fmt: skip
 
 
@@ -51,13 +51,12 @@ def quality(row: Record, found: Record) -> dict[str, str | None]:
     """What the weights' quality is, in words; empty where nobody asked for it."""
     if not found:
         return {}
-    agreement = found.get("agreement") or {}
     scores = [f"{task['task']} {task['metric']} {task['value']:.3g}" for task in found.get("tasks") or ()]
     share = row.get("dequantization_share_decode")
     return {
         "perplexity": _interval(row, "perplexity", "perplexity_low", "perplexity_high", "{:.4g}"),
         "perplexity rise": _interval(row, "quality_loss", "quality_loss_ci95_low", "quality_loss_ci95_high", "{:+.2%}"),
-        "agreement": agreement and f"{row['token_agreement']:.1%} of tokens, mean KL {row['mean_kl']:.3g} nats, with {agreement['reference']}" or None,
+        "agreement": _agreement(row, found.get("agreement") or {}),
         "tasks": ", ".join(scores) or None,
         "dequantization": None if share is None else f"{share:.0%} of decoding time, by the profiler",
         "about quality": row.get("quality_note"),
@@ -86,6 +85,19 @@ def _plan(facts: Record) -> str | None:
     rise = facts.get("measured_rise")
     told = "" if rise is None else f", perplexity {rise:+.2%} on the calibration text"
     return f"{facts['mean_bits']:.3g} bits on average, {format_bytes(facts['plan_bytes'])}{kept}{told}"
+
+
+def _training(training: Record) -> str | None:
+    if not training:
+        return None
+    return f"{_text(training)}, {training['steps']} steps, learning rate {training['learning_rate']:g}"
+
+
+def _agreement(row: Record, agreement: Record) -> str | None:
+    if not agreement:
+        return None
+    kl = f"mean KL {row['mean_kl']:.3g} nats"
+    return f"{row['token_agreement']:.1%} of tokens, {kl}, with {agreement['reference']}"
 
 
 def _text(described: Record) -> str | None:

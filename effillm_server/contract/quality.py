@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from effillm_server.contract.base import Contract
 
@@ -16,12 +16,6 @@ _Path = Annotated[str, StringConstraints(pattern=_PATH, max_length=200)]
 _Task = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 
 
-def _inside(path: str) -> str:
-    if ".." in path:
-        raise ValueError(f"{path!r} is no file below EFFILLM_MODEL_ROOT: no '..'")
-    return path
-
-
 class QualityPlan(Contract):
     """What to find out about each load group's weights beside its speed.
 
@@ -30,7 +24,7 @@ class QualityPlan(Contract):
     of which `task_examples` examples each are asked.
     """
 
-    text: Annotated[_Path, AfterValidator(_inside)] = SHIPPED
+    text: _Path = SHIPPED
     tokens: Annotated[int, Field(strict=True, ge=MIN_TOKENS, le=1_000_000)] = 4096
     agreement: bool = True
     tasks: Annotated[tuple[_Task, ...], Field(max_length=20)] = ()

@@ -19,8 +19,9 @@ BATCH_SIZE = 8
 LENGTH = 128
 WARM_UP_SHARE = 0.1
 NORM = 1.0
-SHOWN = 10  # losses in the record: the mean of each tenth of the steps
-WORSE = 1.5  # a last tenth this many times the first is a training that diverges
+PAUSES = 10  # how often the loss on unseen text is taken
+WORSE = 1.5  # ending at more than this many times the first loss, and by more than the slack, is a divergence
+SLACK = 0.01  # nats: at many bits the first loss is next to nothing
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,41 @@ def train(
     """The trained matrix of every linear layer, [out, in], float32, on the CPU; and the course of the loss.
 
     The model is left as it was. Only matrices of linear layers learn; the teacher is the model itself, unquantized, so the text
-    need not be what it was trained on. Raises Unsupported when the loss is not finite or grows.
+    need not be what it was trained on. Every tenth of the steps the loss is taken on a part of the text that is not trained on, and
+    the matrices of the smallest are kept, those of the beginning among them. Raises Unsupported when the training diverges.
     """
     length = min(LENGTH, context_window or LENGTH)
+    text, unseen = _split(torch.tensor(ids), length)
     with _simulated(model, recipe.bits) as layers:
-        losses = list(_steps(model, layers, torch.tensor(ids), length, recipe))
-        matrices = {name: layer.weight.detach().to("cpu", copy=True) for name, layer in layers.items()}
-    tenths = [float(part.mean()) for part in torch.tensor(losses).tensor_split(min(SHOWN, len(losses)))]
-    if tenths[-1] > WORSE * tenths[0]:
+        course = [_unseen_loss(model, layers, unseen)]
+        best = _copied(layers)
+        pause = max(1, math.ceil(recipe.steps / PAUSES))
+        for step in _steps(model, layers, text, length, recipe):
+            if step % pause == 0 or step == recipe.steps:
+                course.append(_unseen_loss(model, layers, unseen))
+                if course[-1] == min(course):
+                    best = _copied(layers)
+    if not course[-1] <= WORSE * course[0] + SLACK:
         raise Unsupported(
-            f"qat diverged: its loss rose from {tenths[0]:.4g} to {tenths[-1]:.4g} in {recipe.steps} steps at learning rate "
-            f"{recipe.learning_rate:g}: set a smaller learning_rate"
+            f"qat diverged: its loss on unseen text rose from {course[0]:.4g} to {course[-1]:.4g} nats in {recipe.steps} steps at "
+            f"learning rate {recipe.learning_rate:g}: set a smaller learning_rate"
         )
-    return matrices, {"losses": tenths}
+    return best, {"unseen_losses": course, "kept_after_step": min(course.index(min(course)) * pause, recipe.steps)}
+
+
+def _split(ids: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is trained on, and windows of the text's last tenth, [windows, length], that are not."""
+    count = max(1, min(BATCH_SIZE, len(ids) // (10 * length)))
+    return ids[: -count * length], ids[-count * length :].reshape(count, length)
+
+
+def _copied(layers: dict[str, SimulatedLinear]) -> dict[str, torch.Tensor]:
+    return {name: layer.weight.detach().to("cpu", copy=True) for name, layer in layers.items()}
+
+
+@torch.no_grad()
+def _unseen_loss(model: Any, layers: dict[str, SimulatedLinear], unseen: torch.Tensor) -> float:
+    return float(_distance(model, layers, unseen.to(next(iter(layers.values())).weight.device)))
 
 
 class SimulatedLinear(nn.Module):
@@ -103,8 +126,8 @@ def _simulated(model: Any, bits: int) -> Iterator[dict[str, SimulatedLinear]]:
 
 def _steps(
     model: Any, layers: dict[str, SimulatedLinear], ids: torch.Tensor, length: int, recipe: Recipe
-) -> Iterator[float]:
-    """The loss of each step."""
+) -> Iterator[int]:
+    """Does the steps; the number of those done, after each. Raises Unsupported when a loss is not finite."""
     parameters = [layer.weight for layer in layers.values()]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
     draw = torch.Generator().manual_seed(SEED)
@@ -115,8 +138,7 @@ def _steps(
         starts = torch.randint(len(ids) - length + 1, (BATCH_SIZE,), generator=draw).tolist()
         batch = torch.stack([ids[start : start + length] for start in starts]).to(device)  # [batch, length]
         loss = _distance(model, layers, batch)
-        value = float(loss.detach())
-        if not math.isfinite(value):
+        if not math.isfinite(float(loss.detach())):
             raise Unsupported(
                 f"qat diverged: its loss was not finite at step {step + 1} of {recipe.steps} at learning rate "
                 f"{recipe.learning_rate:g}: set a smaller learning_rate"
@@ -125,7 +147,7 @@ def _steps(
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, NORM)
         optimizer.step()
-        yield value
+        yield step + 1
 
 
 def _distance(model: Any, layers: dict[str, SimulatedLinear], batch: torch.Tensor) -> torch.Tensor:

@@ -115,7 +115,7 @@ def test_time_that_runs_out_is_said_in_words(root: Path, cache: Path) -> None:
     engine.load(request)
     found = engine.judge(PLAN.model_copy(update={"agreement": False}), 0.0)
     assert found.losses is None
-    assert "1 of 17 windows were read in the time a cell has" in found.notes[0]
+    assert "1 of 16 windows were read in the time a cell has" in found.notes[0]
 
 
 @pytest.mark.quantization

@@ -11,7 +11,7 @@ from effillm_worker.quantization import training
 from effillm_worker.quantization.training import Recipe, SimulatedLinear
 from tests.support.conversion import Bed
 
-QUICK = "qat-b3-n8-lr0.001@calibration.txt"
+QUICK = "qat-b2-n8-lr0.0002@calibration.txt"
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,12 @@ def test_simulated_layer_multiplies_what_its_codes_stand_for_and_as_teacher_what
 def test_training_is_recorded_lowers_its_loss_and_is_kept(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     model, said = bed.convert(QUICK)
     told = said["facts"]["training"]
-    assert (told["steps"], told["learning_rate"], told["bits"], told["text"]) == (8, 0.001, 3, "calibration.txt")
-    assert told["losses"][-1] < told["losses"][0]
-    assert {module.bits for module in model.modules() if hasattr(module, "bits")} == {3}
+    assert (told["steps"], told["learning_rate"], told["bits"], told["text"]) == (8, 0.0002, 2, "calibration.txt")
+    course = told["unseen_losses"]
+    assert len(course) == 9
+    assert course[-1] < course[0]
+    assert course[told["kept_after_step"]] == min(course)
+    assert {module.bits for module in model.modules() if hasattr(module, "bits")} == {2}
 
     def again(*_: object) -> None:
         raise AssertionError("trained twice")
@@ -55,19 +58,26 @@ def test_training_is_recorded_lowers_its_loss_and_is_kept(bed: Bed, monkeypatch:
 def test_training_leaves_the_model_as_it_was(bed: Bed) -> None:
     model, untouched = bed.load(), bed.load()
     ids = bed.encode([(bed.root / "calibration.txt").read_text()])[0]
-    training.train(model, ids, Recipe(3, 2, 0.001), 256)
+    training.train(model, ids, Recipe(2, 2, 0.0002), 256)
     assert [name for name, _ in model.named_modules()] == [name for name, _ in untouched.named_modules()]
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), untouched.parameters(), strict=True))
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_training_that_diverges_says_so_and_keeps_nothing(bed: Bed) -> None:
-    with pytest.raises(Unsupported, match=r"qat diverged: its loss .* set a smaller learning_rate"):
+    with pytest.raises(Unsupported, match=r"qat diverged: its loss .* learning rate 10: set a smaller learning_rate"):
         bed.convert("qat-b4-n20-lr10@calibration.txt")
     kept = [
         json.loads(path.read_text())["learning_rate"] for path in (bed.root / "cache" / "qat").glob("*/training.json")
     ]
     assert 10 not in kept
+
+
+def test_training_that_only_harms_a_little_keeps_what_it_began_with(bed: Bed) -> None:
+    ids = bed.encode([(bed.root / "calibration.txt").read_text()])[0]
+    _, told = training.train(bed.load(), ids, Recipe(8, 2, 0.0002), 256)
+    assert told["unseen_losses"][0] < min(told["unseen_losses"][1:])
+    assert told["kept_after_step"] == 0
 
 
 def test_text_that_is_too_short_to_train_on_says_how_long_it_must_be(bed: Bed) -> None:
