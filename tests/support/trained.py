@@ -20,7 +20,7 @@ from tests.support import stories
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 END_OF_TEXT = "<|endoftext|>"
-VOCABULARY = 768
+VOCABULARY = 512
 WINDOW = 128
 HELD_OUT = 1_000_000  # number of the first story that no model has seen
 
@@ -37,7 +37,7 @@ class Tier:
 
 
 TIERS = {
-    "quick": Tier(layers=2, width=128, steps=150, batch_size=12, stories=1500),  # some ten seconds on two processors
+    "quick": Tier(layers=2, width=128, steps=110, batch_size=8, stories=800),  # some ten seconds on two idle processors
     "full": Tier(layers=4, width=192, steps=600, batch_size=16, stories=4000),  # two to four minutes
 }
 

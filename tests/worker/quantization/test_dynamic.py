@@ -9,6 +9,7 @@ import torch
 from effillm_worker.engines.base import Unsupported
 from effillm_worker.quantization import sensitivity
 from effillm_worker.quantization.codes import dequantize, linear_layers, quantize
+from tests.support import trained
 from tests.support.conversion import Bed, linear_bytes
 
 LABEL = "dynamic-m0.3@calibration.txt"
@@ -49,7 +50,7 @@ def test_sensitivity_is_measured_once_for_all_budgets(bed: Bed, monkeypatch: pyt
 
 def test_weights_are_put_back_after_each_trial(bed: Bed) -> None:
     model, untouched = bed.load(), bed.load()
-    sample = sensitivity.sample_of("calibration.txt", bed.context(LABEL), 768)
+    sample = sensitivity.sample_of("calibration.txt", bed.context(LABEL), trained.VOCABULARY)
     found = sensitivity.measure(model, sample)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), untouched.parameters(), strict=True))
     harms = [by_bits[2] for by_bits in found.kl.values()], [by_bits[4] for by_bits in found.kl.values()]
@@ -58,7 +59,7 @@ def test_weights_are_put_back_after_each_trial(bed: Bed) -> None:
 
 def test_sensitivity_of_a_layer_is_the_divergence_it_causes_alone(bed: Bed) -> None:
     model = bed.load()
-    sample = sensitivity.sample_of("calibration.txt", bed.context(LABEL), 768)
+    sample = sensitivity.sample_of("calibration.txt", bed.context(LABEL), trained.VOCABULARY)
     name, layer = next(iter(linear_layers(model).items()))
     before = torch.cat(list(sensitivity.distributions(model, sample)))
     found = sensitivity.measure(model, sample).kl[name][3]
