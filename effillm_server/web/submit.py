@@ -144,8 +144,10 @@ def _estimate(served: Services, definition: SweepDefinition, preview: PreviewVie
     unseen = ", ".join(name for name in definition.hardware if name not in known)
     if not seen:
         limit_s = definition.measurement.time_limit_s
-        return f"Cannot be told yet: nothing has been measured on {unseen} here. "
+        return (
+            f"Cannot be told yet: nothing has been measured on {unseen} here. "
             f"Each cell ends after {words.seconds(limit_s)} at the latest."
+        )
     # Classes work side by side, and a class that has no device now gets at least one.
     longest_s = max(known[name].seconds * each_class / max(1, devices[name]) for name in seen)
     basis = sum(known[name].jobs for name in seen)
