@@ -53,6 +53,7 @@ def source(request: LoadRequest) -> Source:
         made = synthetic(architecture, cell.model, Path(request.cache_dir))
         return Source(str(made), {"local_files_only": True, "use_safetensors": True}, synthetic=True)
     if folder is not None:
+        _refuse_adapter(folder, cell.model)
         _refuse_pickled(folder, cell.model, allowed=request.allow_pickled)
         is_pickled = request.allow_pickled and not any(folder.glob("*.safetensors"))
         return Source(str(folder), {"local_files_only": True} | _format(is_pickled=is_pickled))
@@ -163,6 +164,13 @@ def _format(*, is_pickled: bool) -> dict[str, Any]:
             f"loading executes nothing; this runtime has {version('torch')}"
         )
     return {"weights_only": True}
+
+
+def _refuse_adapter(folder: Path, model: str) -> None:
+    if (folder / "adapter_config.json").exists():
+        raise Unsupported(
+            f"{model} is an adapter, whose base model would be loaded from wherever it says: merge the two and store the result"
+        )
 
 
 def _refuse_pickled(folder: Path, model: str, *, allowed: bool) -> None:

@@ -8,7 +8,6 @@ import socket
 import sys
 
 import sqlalchemy
-from alembic.util import CommandError
 
 from effillm_server import credentials
 from effillm_server.api import logs
@@ -18,6 +17,7 @@ from effillm_server.api.server import Server
 from effillm_server.api.services import Tally
 from effillm_server.errors import BadInput, EffillmError, Unavailable
 from effillm_server.ledger.engine import connect, migrate, schema_state
+from effillm_server.ledger.revisions import is_newer, mismatch
 from effillm_server.redaction import Redaction
 from effillm_server.settings import Settings
 
@@ -79,13 +79,15 @@ def _migrated(url: str) -> sqlalchemy.Engine:
     """The engine of a database whose schema is this code's. Raises Unavailable."""
     engine = connect(url, "api")
     try:
-        if not schema_state(engine).is_current:
+        state = schema_state(engine)
+        if is_newer(state):
+            raise Unavailable(mismatch(state))
+        if not state.is_current:
             migrate(url)
-    except CommandError:
+    except sqlalchemy.exc.ProgrammingError:
+        # A login of its own may not change the schema.
         engine.dispose()
-        raise Unavailable(
-            "the database was migrated by a newer EffiLLM than this one: install that version here too"
-        ) from None
+        raise Unavailable(mismatch(state)) from None
     except EffillmError:
         engine.dispose()
         raise

@@ -27,7 +27,7 @@ def record(
 
 
 def _filter(description: str, example: str) -> Any:
-    return Query(min_length=1, max_length=200, description=description, examples=[example])
+    return Query(min_length=1, max_length=200, pattern=r"^[ -~]+$", description=description, examples=[example])
 
 
 @router.get("", summary="Who changed what, newest first", responses=problems() | LINKED)

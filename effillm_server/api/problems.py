@@ -109,7 +109,7 @@ def _on_http(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == HTTPStatus.BAD_REQUEST:
         # FastAPI's answer to a body that is not even text; one that is no JSON is a validation error already.
         return _on_own(
-            request, BadInput("the body is not JSON: it has bytes that are no UTF-8; send JSON text", field="body")
+            request, BadInput("the body is not JSON: it has bytes that are no UTF-8, or is nested too deeply; send JSON text", field="body")
         )
     detail = error.detail
     if error.status_code == HTTPStatus.NOT_FOUND and detail == HTTPStatus.NOT_FOUND.phrase:

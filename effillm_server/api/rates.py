@@ -62,7 +62,8 @@ class Rates:
     def __init__(self, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
         self.by_key = Buckets(settings.rate_per_key, settings.rate_per_key * BURST_S, now)
         self.by_address = Buckets(settings.rate_per_address, settings.rate_per_address * BURST_S, now)
-        self.failures = Buckets(FAILURES_PER_S, FAILURES_BURST, now)
+        # Where many share an address, one who tries keys would keep out all the others.
+        self.failures = Buckets(FAILURES_PER_S if settings.rate_per_address else 0.0, FAILURES_BURST, now)
 
 
 class AddressLimit:

@@ -181,6 +181,18 @@ def fail(talk: Talk) -> NoReturn:
     raise SystemExit(1)
 
 
+def tell_on_stderr(talk: Talk) -> NoReturn:
+    """Quotes its token in its log and ends."""
+    print("could not download with", os.environ["HF_TOKEN"], file=sys.stderr, flush=True)
+    raise SystemExit(1)
+
+
+def tell_by_report(talk: Talk) -> NoReturn:
+    """Quotes its token in what it reports and ends."""
+    talk.say(Failed(message=f"401 Unauthorized with {os.environ['HF_TOKEN']}"))
+    raise SystemExit(1)
+
+
 def refuse(talk: Talk) -> None:
     talk.say(Refused(reason=InfeasibleReason.OUT_OF_DEVICE_MEMORY, message="tried to allocate 9 GB", warm=True))
 
@@ -255,7 +267,10 @@ def judge(talk: Talk) -> None:
 IN_JUDGE: dict[str, Callable[[Talk], None]] = {
     "crash_in_judge": crash, "hang_in_judge": silent, "gibberish_in_judge": gibberish,
 }  # fmt: skip
-IN_OPEN: dict[str, Callable[[Talk], None]] = {"hang_in_open": silent, "crash_in_open": crash, "refuse_in_open": refuse}
+IN_OPEN: dict[str, Callable[[Talk], None]] = {
+    "hang_in_open": silent, "crash_in_open": crash, "refuse_in_open": refuse, "tell_on_stderr": tell_on_stderr,
+    "tell_by_report": tell_by_report,
+}  # fmt: skip
 IN_CLOSE: dict[str, Callable[[Talk], None]] = {"hang_in_close": silent}
 IN_RUN: dict[str, Callable[[Talk], None]] = {
     function.__name__: function

@@ -1,0 +1,48 @@
+"""The long form of tests/server/api/test_schema_fuzz.py: every check of schemathesis, thousands of cases, keys asked for."""
+
+from __future__ import annotations
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import CHECKS
+
+from tests.support.keys import bearer
+from tests.support.people import Lab
+
+pytestmark = pytest.mark.security
+
+# Of each operation; there are some thirty.
+EXAMPLES = {GenerationMode.POSITIVE: 100, GenerationMode.NEGATIVE: 150}
+# What a sweep may be depends on the lab: a definition that the document allows may name a class or model that is not there.
+UNDECIDABLE = ("positive_data_acceptance",)
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.timeout(1800)
+def test_whatever_is_sent_every_check_holds(lab: Lab, mode: GenerationMode) -> None:
+    document = schemathesis.openapi.from_url(f"{lab.api.http.base_url}/openapi.json")
+    names = [name for name in CHECKS.get_all_names() if name not in UNDECIDABLE]
+    checks = CHECKS.get_by_names(names)
+    cases = 0
+    for found in document.get_all_operations():
+        operation = found.ok()
+        if mode is GenerationMode.NEGATIVE and not (operation.path_parameters or operation.query or operation.body):
+            continue  # nothing to get wrong
+
+        @settings(
+            max_examples=EXAMPLES[mode], deadline=None, database=None, derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def send(case: schemathesis.Case) -> None:
+            nonlocal cases
+            cases += 1
+            if case.path == "/v1/events":
+                # A stream that follows never ends, which is its purpose.
+                case.query = {**(case.query or {}), "follow": "false"}
+            case.call_and_validate(checks=checks, headers=bearer(lab.keys["admin"]), timeout=20)
+
+        send()
+    assert cases >= 1000
