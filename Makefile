@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 FAULT_SEED ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test test-browser web-assets setup-quantization test-quantization test-faults test-faults-full lint clean
+.PHONY: setup demo test lock test-security test-compose test-browser web-assets setup-quantization test-quantization test-faults test-faults-full lint clean
 
 setup: $(VENV)/.installed
 
@@ -45,6 +45,10 @@ $(VENV)/.quantization: $(VENV)/.installed
 test-quantization: setup-quantization
 	$(BIN)/python -m pytest -m quantization -s tests/worker
 
+# Every route of the OpenAPI document with thousands of requests, well-formed and not: the long form of what `make test` has.
+test-security: setup
+	$(BIN)/python -m pytest -m 'security or not security' tests/security
+
 # The pages in a real browser over a real lab: some three minutes. Installs Debian's Chromium where none is and apt may.
 test-browser: setup
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
@@ -54,6 +58,30 @@ test-browser: setup
 # The page's libraries from npm, at the versions of their versions.json; the tree carries them, so running needs none of this.
 web-assets: setup
 	$(BIN)/python scripts/web_assets.py
+
+# What the images install, with hashes, from pyproject.toml, requirements/*.in and constraints.txt. uv lists every wheel's hash.
+TORCH_CPU := --index https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match
+COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --python-version 3.11 \
+	--python-platform x86_64-manylinux_2_28 --constraint constraints.txt --custom-compile-command 'make lock'
+lock: setup
+	$(PIP_INSTALL) uv
+	$(COMPILE) pyproject.toml -o requirements/api.txt
+	$(COMPILE) requirements/build.in -o requirements/build.txt
+	$(COMPILE) requirements/worker.in -o requirements/worker-cuda.txt
+	$(COMPILE) $(TORCH_CPU) --constraint requirements/torch-cpu.in requirements/worker.in -o requirements/worker-cpu.txt
+
+# The compose file on a real Docker engine: builds both images, measures, kills every service, backs up and restores: a quarter of
+# an hour. COMPOSE=docker-compose is 1.29; BUILD_FLAGS go to `docker build`, PIP_INDEX_URL and TORCH_INDEX into the builds.
+COMPOSE ?= docker compose
+BUILD_FLAGS ?=
+IMAGE_ARGUMENTS := --build-arg REVISION=$(shell git rev-parse --short HEAD 2>/dev/null) \
+	$(if $(PIP_INDEX_URL),--build-arg PIP_INDEX_URL=$(PIP_INDEX_URL))
+test-compose: setup
+	@docker info >/dev/null 2>&1 || { echo "no Docker engine answers: start one, then run make test-compose again" >&2; exit 1; }
+	docker build --quiet $(BUILD_FLAGS) $(IMAGE_ARGUMENTS) -f Dockerfile.api -t effillm-api:latest .
+	docker build --quiet $(BUILD_FLAGS) $(IMAGE_ARGUMENTS) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) \
+		-f Dockerfile.worker -t effillm-worker:cpu .
+	COMPOSE='$(COMPOSE)' $(BIN)/python -m pytest -m compose -s tests/compose
 
 # Break a whole lab at random and look what is left: under half an hour, and the doses of docs/reliability.md as written.
 # FAULT_SEED=N repeats a schedule; root gets the faults of network and disk too.
