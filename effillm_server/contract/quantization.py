@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, WithJsonSchema
 PLUGINS = "effillm.quantization"
 TEXT_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*){0,7}")
 LONGEST = 200
+DECIMALS = 10  # finer numbers mean nothing to any option, and every digit of one stands in the label
 
 Value = int | float | bool | str
 
@@ -240,7 +241,7 @@ def _number(where: str, option: Option, value: Any) -> int | float:
     if not is_number or not is_whole or not option.low <= value <= option.high:
         noun = "a whole number" if option.kind == "whole" else "a number"
         raise ValueError(f"{where} is {noun} from {option.low:g} to {option.high:g}, found {value!r:.60}")
-    return float(value) if option.kind == "number" else int(value)
+    return round(float(value), DECIMALS) if option.kind == "number" else int(value)
 
 
 def _word(option: Option, value: Value) -> str:

@@ -6,9 +6,10 @@ import gc
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from effillm_server.contract.evidence import Quantized
@@ -255,9 +256,9 @@ class TransformersEngine:
             source.location, revision=self._request.cell.revision, trust_remote_code=False
         )
 
-    def _describe(self, facts: dict[str, Any]) -> LoadedModel:
+    def _describe(self, facts: Mapping[str, Any] = MappingProxyType({})) -> LoadedModel:
         stored = account(self._method, self._model)
-        found = quantized(self._method, self._model) | self._method.evidence(self._model) | facts
+        found = quantized(self._method, self._model) | self._method.evidence(self._model) | dict(facts)
         evidence = Quantized(**{"disk_bytes": disk_bytes(self._source)} | found)
         return LoadedModel(
             parameters=stored.weights,

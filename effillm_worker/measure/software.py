@@ -12,7 +12,7 @@ from effillm_worker.engines.base import Environment
 
 DISTRIBUTIONS = (
     "torch", "transformers", "tokenizers", "safetensors", "accelerate", "bitsandbytes", "gptqmodel", "optimum", "auto-gptq",
-    "peft", "numpy", "triton", "ray", "pydantic", "psutil", "nvidia-ml-py",
+    "peft", "torchao", "numpy", "triton", "ray", "pydantic", "psutil", "nvidia-ml-py",
 )  # fmt: skip
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "KMP_AFFINITY", "OMP_PROC_BIND")
 ROOT = Path("/")

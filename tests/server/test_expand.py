@@ -203,6 +203,25 @@ def test_an_exclusion_removes_the_cells_that_agree_with_all_its_axes() -> None:
     }
 
 
+def test_an_exclusion_names_a_quantization_by_its_label_or_with_all_its_options_by_its_method() -> None:
+    axis = ["fp32", "gptq", {"method": "gptq", "bits": 3}, "int4", "int4-fp4", "uniform-b4"]
+
+    def left(*named: str) -> set[str]:
+        return {
+            p.cell.quantization for p in cells(definition(quantization=axis, exclude=[{"quantization": list(named)}]))
+        }
+
+    assert left("gptq") == {"fp32", "int4", "int4-fp4", "uniform-b4"}
+    assert left("gptq-b3", "uniform") == {"fp32", "gptq", "int4", "int4-fp4"}
+    assert left("int4-fp4", "fp32") == {"gptq", "gptq-b3-g128", "int4", "uniform-b4"}
+
+
+def test_an_exclusion_of_a_method_that_is_not_on_the_axis_is_a_typo() -> None:
+    sweep = definition(quantization=["fp32", "int8"], exclude=[{"quantization": "uniform"}])
+    with pytest.raises(BadInput, match="'uniform' is not a quantization of this sweep"):
+        check(sweep, {"cpu"}, set(), 1000)
+
+
 def test_exclusions_reach_model_weights_engine_runtime_workload_and_lengths() -> None:
     sweep = definition(
         models=["facebook/opt-125m", {"id": "facebook/opt-350m", "weights": "synthetic"}], engine=["transformers", "simulated"],

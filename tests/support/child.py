@@ -76,14 +76,14 @@ class ChildProcess:
         self.heard.append(report)
         return report
 
-    def answer(self, kind: type[R]) -> R:
+    def answer(self, kind: type[R] | tuple[type[R], ...]) -> R:
         """Acknowledge stages until a report of this kind; any end before it fails the test."""
         while (report := self.next()) is not None:
             if isinstance(report, kind):
                 return report
             if isinstance(report, Stage):
                 self.say(Acknowledge())
-        raise AssertionError(f"the child ended without a {kind.__name__}; heard {self.heard[-3:]}")
+        raise AssertionError(f"the child ended without a {kind}; heard {self.heard[-3:]}")
 
     def stages(self) -> list[str]:
         return [report.stage for report in self.heard if isinstance(report, Stage)]
@@ -99,7 +99,7 @@ class ChildProcess:
 
 
 @contextmanager
-def child_process(**environment: str) -> Iterator[ChildProcess]:
+def child_process(interpreter: str = sys.executable, **environment: str) -> Iterator[ChildProcess]:
     """A running child; killed at the end whatever happened. Its own output is thrown away."""
     command, commands = os.pipe()
     reports, report = os.pipe()
@@ -112,7 +112,7 @@ def child_process(**environment: str) -> Iterator[ChildProcess]:
         "EFFILLM_PROGRESS_FD": str(progress),
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "effillm_worker"],
+        [interpreter, "-m", "effillm_worker"],
         pass_fds=(command, report, progress),
         env={**os.environ, "HF_HUB_OFFLINE": "1", **inherited, **environment},
         cwd=REPOSITORY,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fcntl
 import time
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import psutil
 import pytest
 from sqlalchemy import Engine
 
+from effillm_server import runtimes
 from effillm_server.contract.outcome import Fault, FaultKind
 from effillm_server.ledger import queries, queue
 from effillm_server.ledger.engine import connect
@@ -176,6 +178,22 @@ def test_an_unknown_runtime_is_an_answer_that_names_those_there_are(
             assert wait_state(engine, job_id, JobState.INFEASIBLE).reason == "unsupported"
     assert "there are: default, old" in str(of_job(engine, first).message)
     assert "/nowhere/python, which is not on this node" in str(of_job(engine, second).message)
+
+
+def test_a_runtime_that_lacks_a_package_is_an_answer_that_names_it(
+    database_url: str, tmp_path: Path, engine: Engine
+) -> None:
+    """Made and registered while the actor lives, in a file below its data directory."""
+    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    own = settings(database_url, tmp_path)
+    with running(own) as actor:
+        wait_free(engine)
+        runtimes.register(own.data_dir, "bare", tmp_path / "bare" / "bin" / "python")
+        (job_id,) = submit(engine, cell(runtime="bare"))
+        grant(engine, actor)
+        assert wait_state(engine, job_id, JobState.INFEASIBLE).reason == "unsupported"
+    assert "runtime 'bare' on node" in str(of_job(engine, job_id).message)
+    assert "lacks pydantic, pyyaml" in str(of_job(engine, job_id).message)
 
 
 def test_a_device_whose_lock_is_held_stays_quarantined_with_the_reason_until_it_is_free(

@@ -1,0 +1,175 @@
+"""Methods on a real model by the engine: what the library itself would load, memory as predicted, evidence that adds up."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from effillm_server.contract.evidence import Quantized
+from effillm_server.contract.outcome import LoadedModel
+from effillm_worker import weights
+from effillm_worker.engines.base import LoadRequest, Unsupported
+from effillm_worker.engines.transformers import TransformersEngine
+from tests.support.child import TINY_NEOX
+from tests.support.fake_engine import cell
+
+WIDTH, INNER, WORDS, LAYERS = 128, 512, 512, 2
+ARCHITECTURE = TINY_NEOX | {"hidden_size": WIDTH, "intermediate_size": INNER, "vocab_size": WORDS}
+IDS = torch.arange(3, 60).unsqueeze(0)
+# Matrices of a layer: (rows, columns) = (out, in).
+MATRICES = [(3 * WIDTH, WIDTH), (WIDTH, WIDTH), (INNER, WIDTH), (WIDTH, INNER)] * LAYERS
+LINEAR = sum(rows * columns for rows, columns in MATRICES)
+ROWS = sum(rows for rows, _ in MATRICES)
+BIASES, NORMS = ROWS, 2 * WIDTH * (2 * LAYERS + 1)
+REST = 4 * (2 * WORDS * WIDTH + BIASES + NORMS)
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    torch.set_num_threads(threads)
+    logging.getLogger("bitsandbytes").setLevel(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def load(cache: Path, label: str, **changes: Any) -> tuple[Any, LoadedModel, Quantized]:
+    request = LoadRequest(
+        cell=cell(quantization=label, **changes), threads=1, device="cpu", cache_dir=str(cache), architecture=ARCHITECTURE
+    )  # fmt: skip
+    engine = TransformersEngine()
+    engine.start(request)
+    found = engine.load(request)
+    return engine._model, found, Quantized.model_validate(found.details["quantization"])
+
+
+def own_path(cache: Path, **options: Any) -> torch.Tensor:
+    """Logits of the same checkpoint as transformers loads it by itself."""
+    from transformers import AutoModelForCausalLM
+
+    folder = weights.synthetic(ARCHITECTURE, "lab/tiny", cache)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": "cpu"}, **options)
+    return logits(model.eval())
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(IDS).logits
+    return found
+
+
+BLOCKS = LINEAR // 64
+PREDICTED = {
+    "fp32": 4 * LINEAR,
+    "int8": LINEAR + 4 * ROWS,
+    "int8-t4": LINEAR + 4 * ROWS,
+    "int4": LINEAR // 2 + 4 * BLOCKS,
+    "int4-fp4": LINEAR // 2 + 4 * BLOCKS,
+    "int4-nf4-double": LINEAR // 2 + BLOCKS + 4 * BLOCKS // 256,
+    "uniform-b4": LINEAR // 2,
+    "uniform-b3-channel": 3 * LINEAR // 8 + 8 * ROWS,
+}
+
+
+@pytest.mark.parametrize("label", PREDICTED)
+def test_stored_bytes_are_within_three_per_cent_of_the_predicted(cache: Path, label: str) -> None:
+    _, found, evidence = load(cache, label)
+    # Double quantization keeps a code book of 1 KiB per matrix, which only so small a model notices.
+    books = len(MATRICES) * 1100 if label.endswith("double") else len(MATRICES) * 64 if label.startswith("int4") else 0
+    assert found.weight_bytes == pytest.approx(PREDICTED[label] + REST + books, rel=0.03)
+    assert found.parameters == LINEAR + REST // 4
+    assert found.bits_per_weight == pytest.approx(8 * found.weight_bytes / found.parameters)
+    assert evidence.quantized_weights == (0 if label == "fp32" else LINEAR)
+    assert found.details["multiplied_weights"] == LINEAR + WORDS * WIDTH
+
+
+@pytest.mark.parametrize(
+    ("label", "kernel", "bits"),
+    [("int8-t4", "Linear8bitLt", 8), ("int4-fp4", "Linear4bit", 4), ("uniform-b3-channel", "UniformLinear", 3)],
+)
+def test_evidence_names_the_layers_their_kernel_and_what_it_took(
+    cache: Path, label: str, kernel: str, bits: int
+) -> None:
+    _, found, evidence = load(cache, label)
+    assert evidence.layers == {kernel: 4 * LAYERS}
+    assert found.kernels[kernel] == 4 * LAYERS
+    assert evidence.modules == {
+        f"gpt_neox.layers.*.{name}": LAYERS
+        for name in ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+    }
+    assert list(evidence.kept.values()) == [1]  # the output head
+    assert (evidence.method, evidence.theoretical_bits) == (label, bits)
+    assert evidence.seconds is not None and 0 < evidence.seconds < 60
+    folder = weights.synthetic(ARCHITECTURE, "lab/tiny", cache)
+    assert evidence.disk_bytes == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("label", "settings"),
+    [
+        ("int8", {"load_in_8bit": True}),
+        ("int8-t0.5", {"load_in_8bit": True, "llm_int8_threshold": 0.5}),
+        ("int4", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
+        ("int4-fp4", {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}),
+        (
+            "int4-nf4-double",
+            {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+        ),
+    ],
+)
+def test_output_is_that_of_the_librarys_own_loading_path(cache: Path, label: str, settings: dict[str, Any]) -> None:
+    from transformers import BitsAndBytesConfig
+
+    model, _, _ = load(cache, label)
+    expected = own_path(cache, quantization_config=BitsAndBytesConfig(**settings, bnb_4bit_compute_dtype="float32"))
+    assert torch.equal(logits(model), expected)
+    assert not torch.equal(expected, own_path(cache))
+
+
+def test_threshold_decides_what_is_multiplied_unquantized(cache: Path) -> None:
+    plain = own_path(cache)
+    errors = {label: float((logits(load(cache, label)[0]) - plain).norm()) for label in ("int8-t0.5", "int8-t1000")}
+    assert errors["int8-t0.5"] < errors["int8-t1000"]
+
+
+def test_uniform_output_is_that_of_the_weights_its_codes_stand_for(cache: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from effillm_worker.quantization.codes import dequantize, quantize
+
+    model, _, _ = load(cache, "uniform-b5-channel")
+    folder = weights.synthetic(ARCHITECTURE, "lab/tiny", cache)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, module in plain.named_modules():
+            if isinstance(module, torch.nn.Linear) and "layers" in name:
+                module.weight.copy_(dequantize(*quantize(module.weight, 5, channel=True), torch.float32))
+    assert torch.allclose(logits(model), logits(plain), atol=1e-6)
+
+
+def test_a_checkpoint_that_is_stored_quantized_is_not_measured_under_another_name(tmp_path: Path) -> None:
+    from transformers import GPTNeoXConfig
+
+    config = GPTNeoXConfig(**{key: value for key, value in ARCHITECTURE.items() if key != "model_type"})
+    config.quantization_config = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    folder = tmp_path / "models" / "lab" / "packed"
+    config.save_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"")
+    request = LoadRequest(
+        cell=cell(model="lab/packed", weights="pretrained"), threads=1, device="cpu", cache_dir=str(tmp_path),
+        model_root=str(tmp_path / "models"),
+    )  # fmt: skip
+    with pytest.raises(Unsupported, match=r"stored quantized already \(gptq\), so fp32 would not be what is measured"):
+        TransformersEngine().start(request)
