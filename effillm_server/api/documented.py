@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from effillm_server.api import access_views, examples, insight_views, views
+from effillm_server.api.auth import COOKIE, CSRF_HEADER
 from effillm_server.api.problems import MEDIA_TYPE, NAMES, Problem
 from effillm_server.contract.parse import JSON_TYPES, YAML_TYPES
 from effillm_server.contract.schema import schemas
@@ -28,6 +29,16 @@ WORDS = {
     500: "the server failed; its log has the reason under the request id",
     503: "something this server needs does not answer now",
 }
+
+# How one shows who one is. A server on loopback may ask for neither.
+SCHEMES: dict[str, Any] = {
+    "key": {"type": "http", "scheme": "bearer", "description": "an API key, eff_…"},
+    "session": {
+        "type": "apiKey", "in": "cookie", "name": COOKIE,
+        "description": f"a signed-in browser; changes carry the header {CSRF_HEADER} too",
+    },
+}  # fmt: skip
+NEEDS_NOTHING = {("/healthz", "get"), ("/readyz", "get"), ("/v1/session", "post")}
 
 DEFINITION_BODY: dict[str, Any] = {
     "requestBody": {
@@ -91,6 +102,10 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
         if isinstance(view, type) and issubclass(view, BaseModel) and view.__name__ in components:
             extra = view.model_config.get("json_schema_extra")
             components[view.__name__] |= extra if isinstance(extra, dict) else {}
+    document["components"]["securitySchemes"] = SCHEMES
+    document["security"] = [{name: []} for name in SCHEMES]
+    for path, method in NEEDS_NOTHING:
+        document["paths"][path][method]["security"] = []
     for unused in ("HTTPValidationError", "ValidationError"):
         components.pop(unused, None)
     return document

@@ -22,6 +22,7 @@ ADMIN = {
     "GET /v1/audit", "GET /v1/keys", "POST /v1/keys", "DELETE /v1/keys/{key_id}", "POST /v1/devices/{device_id}/drain",
     "POST /v1/devices/{device_id}/undrain", "POST /devices/{device_id}/drain", "POST /devices/{device_id}/undrain",
 }  # fmt: skip
+ADMIN_PAGES = ("/keys", "/audit")
 # Changes that any reader may ask for, because nothing is changed.
 READING_POSTS = {"POST /v1/recommendations"}
 
@@ -30,7 +31,7 @@ def needed(operation: Operation) -> Scope | None:
     """The scope that a route must ask for, by what it does; None for those that are open or for any key."""
     if str(operation) in OPEN | ANYBODY:
         return None
-    if str(operation) in ADMIN:
+    if str(operation) in ADMIN or operation.path.startswith(ADMIN_PAGES):
         return Scope.ADMIN
     if operation.method == "GET" or str(operation) in READING_POSTS:
         return Scope.READ

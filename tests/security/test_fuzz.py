@@ -23,6 +23,7 @@ UNDECIDABLE = ("positive_data_acceptance",)
 @pytest.mark.timeout(1800)
 def test_whatever_is_sent_every_check_holds(lab: Lab, mode: GenerationMode) -> None:
     document = schemathesis.openapi.from_url(f"{lab.api.http.base_url}/openapi.json")
+    document.config.generation.with_security_parameters = False  # made-up keys would be all that is tried
     names = [name for name in CHECKS.get_all_names() if name not in UNDECIDABLE]
     checks = CHECKS.get_by_names(names)
     cases = 0

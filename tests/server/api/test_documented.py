@@ -10,11 +10,11 @@ import httpx
 import jsonschema
 import pytest
 
-from effillm_server import expand
-from effillm_server.api import examples
+from effillm_server import credentials, expand
+from effillm_server.api import access_examples, examples
 from effillm_server.catalog import load
 from effillm_server.contract.sweep import SweepDefinition
-from effillm_server.ledger import queue
+from effillm_server.ledger import keys, queue
 from effillm_server.ledger.queue import NewSweep
 from tests.support.api import Api, add_device, finish, lease, measured, serving
 
@@ -23,13 +23,15 @@ METHODS = {"get", "post", "put", "patch", "delete"}
 
 @pytest.fixture
 def lab(database_url: str) -> Iterator[Api]:
-    """The lab that the examples speak of: their sweep, one job measured and one of its other batch size, their device."""
+    """The lab that the examples speak of: their sweep, one job measured and one of its other batch size, their device, and two keys."""
     definition = SweepDefinition.model_validate(examples.DEFINITION)
     catalog = load()
     planned = expand.expand(definition, catalog.models, catalog.hardware)
     with serving(database_url) as api:
         with api.engine.begin() as c:
             queue.enqueue(c, NewSweep(examples.SWEEP_ID, definition), planned)
+            for text in (credentials.new_key(), access_examples.API_KEY):
+                keys.create_key(c, "ada", ("submit",), credentials.digest(text), credentials.prefix(text))
         add_device(api.engine)
         for job_id in (examples.JOB_ID, examples.JOB_ID + 1):
             held = lease(api.engine)
@@ -112,6 +114,7 @@ def sent(api: Api, method: str, path: str, operation: dict[str, Any], body: tupl
         media, example = body
         arguments = {"json": example} if media == "application/json" else {"content": example.encode()}
         headers["Content-Type"] = media
+    api.http.cookies.clear()  # whoever is signed in by one example asks the next without its token
     address = re.sub(r"{(\w+)}", lambda match: str(values[match[1]]), path)
     return api.http.request(method, address, params=query, headers=headers, **arguments)
 

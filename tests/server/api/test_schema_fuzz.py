@@ -30,6 +30,7 @@ def test_whatever_is_sent_the_answer_is_one_that_the_document_describes(api: Api
     held = lease(api.engine)
     finish(api.engine, held, measured(held))
     document = schemathesis.openapi.from_url(f"{api.http.base_url}/openapi.json")
+    document.config.generation.with_security_parameters = False  # made-up keys would be all that is tried
     operations = [found.ok() for found in document.get_all_operations()]
     assert len(operations) >= 18
     for operation in operations:
