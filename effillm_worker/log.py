@@ -6,9 +6,18 @@ import json
 import sys
 import threading
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, TextIO
 
+from effillm_server.redaction import Redaction
+
 _lock = threading.Lock()
+
+
+@cache
+def _redaction() -> Redaction:
+    """Made when the first line is written: by then the process has the environment it will keep."""
+    return Redaction()
 
 
 def event(name: str, /, **fields: Any) -> None:
@@ -18,9 +27,8 @@ def event(name: str, /, **fields: Any) -> None:
 
 def write(stream: TextIO, name: str, fields: dict[str, Any]) -> None:
     """The same to a stream of the caller's choice."""
-    line = json.dumps(
-        {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": name, **fields}, default=str
-    )
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    line = json.dumps(_redaction().within({"at": at, "event": name, **fields}))
     # One write per line, so that threads do not mix theirs.
     with _lock:
         stream.write(line + "\n")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 from effillm_server.redaction import Redaction
 
@@ -32,17 +30,7 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         # Before it is JSON, whose escapes would hide a secret from the redaction.
-        return json.dumps(self._hidden(line))
-
-    def _hidden(self, value: Any) -> Any:
-        """`value` without secrets, in types that JSON has."""
-        if value is None or isinstance(value, bool | int | float):
-            return value
-        if isinstance(value, Mapping):
-            return {str(key): self._hidden(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple | set | frozenset):
-            return [self._hidden(inner) for inner in value]
-        return self._redaction(str(value))
+        return json.dumps(self._redaction.within(line))
 
 
 def install(level: int = logging.INFO, redaction: Redaction | None = None) -> None:

@@ -35,6 +35,23 @@ def test_values_of_secret_variables_are_hidden_wherever_they_stand() -> None:
     assert redaction(text) == "/home/ada false-as-ever ***+*** '***' ***"
 
 
+def test_the_password_of_an_address_is_hidden_wherever_it_stands_alone() -> None:
+    environment = {
+        "EFFILLM_DATABASE_URL": "postgresql://ada:correct%20horse@db:5432/lab",
+        "HTTPS_PROXY": "http://proxy:3128",
+    }
+    assert (
+        Redaction(environment)("login with correct horse failed at proxy:3128") == "login with *** failed at proxy:3128"
+    )
+
+
+def test_what_is_nested_is_searched_and_numbers_stay_numbers() -> None:
+    hidden = Redaction({"A_KEY": "12345678"}).within(
+        {"a": [1, 2.5, None, True, {"b": ("x12345678", ValueError("12345678"))}]}
+    )
+    assert hidden == {"a": [1, 2.5, None, True, {"b": ["x***", "***"]}]}
+
+
 def test_a_secret_inside_another_leaves_nothing_of_it() -> None:
     assert Redaction({"A_KEY": "12345678", "B_KEY": "12345678-and-more"})("12345678-and-more") == "***"
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from effillm_server.api import examples
 from tests.support.api import Api, serving
 
+
 def test_the_process_says_that_it_lives_and_is_ready(api: Api) -> None:
     assert api.http.get("/healthz").json() == {"status": "ok"}
     assert api.http.get("/readyz").json() == {"status": "ready"}
