@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -56,10 +57,8 @@ def started(**settings: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            assert line.startswith("listening on http://127.0.0.1:"), line + (
-                process.stderr.read() if process.stderr else ""
-            )
-            yield process, line.removeprefix("listening on ").strip()
+            assert line.startswith("listening on http://"), line + (process.stderr.read() if process.stderr else "")
+            yield process, line.removeprefix("listening on ").strip().replace("0.0.0.0", "127.0.0.1")
         finally:
             process.kill()
 
@@ -162,7 +161,6 @@ def test_a_database_of_a_newer_version_is_one_sentence_and_1(
     ({"DATABASE_URL": "sqlite://"}, "expected a postgresql:// URL"),
     ({"DATABASE_URL": NOBODY, "PORT": "many"}, "EFFILLM_PORT='many'"),
     ({"DATABASE_URL": NOBODY, "PORT": "65536"}, "EFFILLM_PORT='65536'"),
-    ({"DATABASE_URL": NOBODY, "HOST": "0.0.0.0"}, "EFFILLM_HOST=0.0.0.0"),
 ])  # fmt: skip
 def test_bad_settings_are_one_sentence_and_2(
     start: Callable[..., tuple[int, str]], settings: dict[str, str], says: str
@@ -170,3 +168,23 @@ def test_bad_settings_are_one_sentence_and_2(
     code, sentence = start(**({"PORT": "0"} | settings))
     assert code == 2
     assert says in sentence
+
+
+def test_beyond_this_machine_it_does_not_start_without_an_admin_key(
+    start: Callable[..., tuple[int, str]], database_url: str
+) -> None:
+    code, sentence = start(DATABASE_URL=database_url, PORT="0", HOST="0.0.0.0")
+    assert code == 2
+    assert all(word in sentence for word in ("EFFILLM_HOST=0.0.0.0", "EFFILLM_ADMIN_KEY", "EFFILLM_ADMIN_KEY_FILE"))
+
+
+def test_beyond_this_machine_it_asks_everybody_for_a_key_which_it_makes_into_a_file(
+    database_url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "admin-key"
+    with started(DATABASE_URL=database_url, PORT="0", HOST="0.0.0.0", ADMIN_KEY_FILE=str(file)) as (_, url):
+        assert httpx.get(f"{url}/v1/sweeps", trust_env=False).status_code == 401
+        headers = {"Authorization": f"Bearer {file.read_text().strip()}"}
+        assert httpx.get(f"{url}/v1/sweeps", headers=headers, trust_env=False).status_code == 200
+        # There is no name of this machine that is the only right one.
+        assert httpx.get(f"{url}/healthz", headers={"Host": "lab.example"}, trust_env=False).status_code == 200

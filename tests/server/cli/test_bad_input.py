@@ -123,7 +123,7 @@ def test_a_ray_head_elsewhere_without_a_database_it_can_reach(tmp_path: Path) ->
 
 def test_listening_for_other_boxes(tmp_path: Path) -> None:
     done = effillm("up", EFFILLM_DATA_DIR=str(tmp_path), EFFILLM_HOST="0.0.0.0")
-    refused(done, 2, "EFFILLM_HOST=0.0.0.0", "loopback")
+    refused(done, 2, "EFFILLM_HOST=0.0.0.0", "EFFILLM_ADMIN_KEY", "openssl rand -hex 32")
 
 
 def test_a_setting_that_is_none(tmp_path: Path) -> None:
