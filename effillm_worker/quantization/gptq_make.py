@@ -68,7 +68,9 @@ def by_autogptq(model: str, job: dict[str, Any]) -> None:
 
     options = job["options"]
     config = BaseQuantizeConfig(bits=options["bits"], group_size=options["group_size"], desc_act=options["act_order"])
-    plain = AutoModelForCausalLM.from_pretrained(model, torch_dtype=_dtype(job["device"]), trust_remote_code=False)
+    plain = AutoModelForCausalLM.from_pretrained(
+        model, torch_dtype=_dtype(job["device"]), trust_remote_code=False, use_safetensors=True
+    )
     kind = GPTQ_CAUSAL_LM_MODEL_MAP.get(plain.config.model_type)
     if kind is None:
         raise Cannot(f"auto-gptq has no layout for models of type {plain.config.model_type}")
