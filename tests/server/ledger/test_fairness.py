@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,13 +12,15 @@ import pytest
 from sqlalchemy import Engine, text
 
 from effillm_server.ledger import queue
-from effillm_server.ledger.journal import HALF_LIFE_S
+from effillm_server.ledger.journal import HALF_LIFE_S, faded
+from effillm_server.ledger.transitions import NOW_MS
 from tests.support.ledger import BOOT, cell, crashed, join, leased, let_pass, measured, request, samples, submit
 
 DEVICE = "box-cpu0"
 OUTCOME = measured(samples=samples(1))
-# What a device that never rested has at most behind it: the sum of an hour's half-lives.
-MOST_S = HALF_LIFE_S / 0.6931
+A_DAY_S = 86_400.0
+# What one device that never rests has behind it, as it has faded.
+NEVER_RESTED_S = HALF_LIFE_S / math.log(2)
 
 
 @dataclass
@@ -92,16 +95,30 @@ def test_a_sweep_of_long_cells_gets_the_time_of_one_of_short_ones(bench: Bench) 
 def test_a_big_sweep_is_not_starved_by_a_stream_of_new_ones(bench: Bench) -> None:
     """Cells of half a minute, and a new sweep of one comes every half minute: enough to keep the device for ever."""
     big = bench.submit(cells=100)
-    bench.has_behind_it(big, MOST_S)
+    bench.has_behind_it(big, NEVER_RESTED_S)
     for _ in range(150):
         bench.submit()
         bench.measure(30)
     first = bench.begun_s[bench.served.index(big)]
-    assert 600 < first < HALF_LIFE_S
-    assert len(bench.waits_s(big)) >= 3
+    # Where what it had has faded to what its waiting makes up for: 600 / 2 ** (t / 600) = t / 4.
+    assert 840 <= first <= 960
     # Once back in turn it waits less from time to time, for what it had is forgotten.
-    assert max(bench.waits_s(big)) < first
-    assert bench.waits_s(big)[-1] < 1500
+    waits = bench.waits_s(big)
+    assert len(waits) >= 6
+    assert max(waits) < first
+    assert waits[-1] <= 360
+
+
+def test_a_quarter_of_an_hour_of_waiting_comes_before_everybody_new_whatever_was_had(bench: Bench) -> None:
+    big = bench.submit(cells=3)
+    bench.has_behind_it(big, 1000 * A_DAY_S)
+    for _ in range(30):
+        bench.submit()
+        bench.measure(30)
+    bench.wait(60)
+    bench.submit()
+    assert big not in bench.served
+    assert bench.measure(30) == big
 
 
 def test_nobody_of_a_stream_waits_for_ever_either(bench: Bench) -> None:
@@ -130,7 +147,7 @@ def test_what_was_served_long_ago_weighs_less_than_what_was_served_now(bench: Be
 
 def test_a_higher_priority_comes_first_however_much_it_had(bench: Bench) -> None:
     patient, urgent = bench.submit(cells=2), bench.submit(cells=5, priority=1)
-    bench.has_behind_it(urgent, 10 * MOST_S)
+    bench.has_behind_it(urgent, A_DAY_S)
     bench.wait(10 * HALF_LIFE_S)
     assert [bench.measure(30) for _ in range(6)] == [urgent] * 5 + [patient]
 
@@ -138,13 +155,16 @@ def test_a_higher_priority_comes_first_however_much_it_had(bench: Bench) -> None
 def test_faded_time_is_added_up_as_its_closed_form_says(bench: Bench) -> None:
     sweep = bench.submit(cells=8)
     for _ in range(8):
-        bench.measure(600)
-        bench.wait(1200)
+        bench.measure(100)
+        bench.wait(200)
     with bench.engine.connect() as c:
-        row = c.execute(text("SELECT sum(recent_ms) AS ms, sum(served_ms) AS served FROM sweep_counter")).one()
-    expected = sum(600 * 0.5 ** (1800 * age / HALF_LIFE_S) for age in range(8))
+        now = f"greatest({NOW_MS} - recent_at_ms, 0)"
+        row = c.execute(
+            text(f"SELECT sum({faded('recent_ms', now)}) AS ms, sum(served_ms) AS served FROM sweep_counter")
+        ).one()
+    expected = sum(100 * 0.5 ** ((200 + 300 * age) / HALF_LIFE_S) for age in range(8))
     assert row.ms / 1000 == pytest.approx(expected, rel=0.01)
-    assert row.served / 1000 == pytest.approx(4800, rel=0.01)
+    assert row.served / 1000 == pytest.approx(800, rel=0.01)
     assert bench.served == [sweep] * 8
 
 
@@ -207,6 +227,4 @@ def _explained(c: object, statement: str) -> str:
 def _pages(plan: str) -> int:
     """Pages the statement touched, its planning left out."""
     top = next(line for line in plan.splitlines() if "Buffers:" in line)
-    return sum(
-        int(part.partition("=")[2]) for part in top.split() if part.partition("=")[0] in ("hit", "read", "shared")
-    )
+    return sum(int(part.partition("=")[2]) for part in top.split() if part.partition("=")[0] in ("hit", "read"))
