@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from effillm_server.contract.fingerprint import DeviceDeclaration
 from effillm_server.errors import BadInput, EffillmError, Unavailable
 from effillm_server.settings import Settings
 from effillm_worker import fingerprint, head
+from effillm_worker.fleet.offers import CLASS_PREFIX
 from effillm_worker.log import event, write
 
 DECLARATIONS_FILE = "EFFILLM_NODE_DECLARATIONS"
@@ -34,6 +36,7 @@ DEFAULT_PORT = 6379
 OBJECT_STORE_BYTES = 80_000_000
 RETRY_S = 2.0
 STOP_WITHIN_S = 20.0
+ANNOUNCE_ENDS_WITHIN_S = 5.0
 PR_SET_PDEATHSIG = 1
 # Ray puts sockets of up to 63 characters below its folder, and a socket's path may have 107.
 LONGEST_TEMP_DIR = 44
@@ -49,10 +52,16 @@ class Plan:
     devices: tuple[DeviceDeclaration, ...]
     temp_dir: Path
     environment: dict[str, str]
+    has_monitor: bool = True
 
     @property
     def head_address(self) -> str:
         return self.address or f"127.0.0.1:{self.port}"
+
+    @property
+    def ready_file(self) -> Path:
+        """There while the head counts this node among the living: what a container's health check looks at."""
+        return self.temp_dir / "ready"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,8 +111,11 @@ class Node:
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-        threading.Thread(target=self._announce, args=(self._ray,), daemon=True).start()
+        announcing = threading.Thread(target=self._announce, args=(self._ray,), daemon=True)
+        announcing.start()
         code = self._ray.wait()
+        announcing.join(ANNOUNCE_ENDS_WITHIN_S)
+        self._plan.ready_file.unlink(missing_ok=True)
         return 0 if self._stopping.is_set() else code
 
     def _announce(self, ray: subprocess.Popen[bytes]) -> None:
@@ -115,6 +127,7 @@ class Node:
                 joined = False
             if joined:
                 devices = [device.id for device in self._plan.devices]
+                self._plan.ready_file.touch()
                 fields = {"node": self._plan.name, "head": self._plan.head_address, "devices": devices}
                 return write(sys.stdout, "node.ready", fields)
             self._stopping.wait(0.2)
@@ -163,7 +176,13 @@ def _parser() -> argparse.ArgumentParser:
         "--declare", action="append", default=[], metavar="CLASS:COUNT", help="claim devices, for test clusters"
     )
     parser.add_argument("--cpu", action="store_true", help="offer the processors although there is a GPU")
+    parser.add_argument("--gpu", action="store_true", help="offer GPUs only, and refuse to start without one")
     parser.add_argument("--no-devices", action="store_true", help="offer nothing: a node for the fleet only")
+    parser.add_argument(
+        "--no-monitor",
+        action="store_true",
+        help="with --head: an autoscaler of its own runs beside it, as KubeRay's does",
+    )
     parser.add_argument("--name", help="name of this node (default: the host name)")
     parser.add_argument("--token-file", type=Path, help="Ray's token (default: ray-token in the data directory)")
     parser.add_argument("--temp-dir", type=Path, help="where Ray keeps its sockets and logs; a short path")
@@ -190,20 +209,34 @@ def _plan(options: argparse.Namespace, settings: Settings) -> Plan:
     port = head.free_port() if options.port == 0 else options.port or DEFAULT_PORT
     if options.head and head.is_taken(port):
         raise BadInput(f"port {port} is taken on this box: name another with --port, or 0 for a free one")
+    _writable(settings.data_dir, "EFFILLM_DATA_DIR")
+    if devices:
+        _writable(settings.lock_dir, "EFFILLM_LOCK_DIR")
     environment = _environment(settings, _token_file(options, settings), _declare(settings, name, devices))
-    return Plan(name, options.address, port, devices, temp_dir, environment)
+    return Plan(name, options.address, port, devices, temp_dir, environment, not options.no_monitor)
 
 
 def _devices(options: argparse.Namespace, name: str) -> tuple[DeviceDeclaration, ...]:
     if options.no_devices:
         return ()
     if not options.declare:
-        return fingerprint.detected(name, with_cpu=options.cpu)
+        found = fingerprint.detected(name, with_cpu=options.cpu)
+        return _gpus_of(found) if options.gpu else found
     claims = [re.fullmatch(r"([a-z0-9][a-z0-9.-]{0,63})(?::([1-9]\d{0,2}))?", text) for text in options.declare]
     if None in claims:
         raise BadInput(f"--declare {options.declare[claims.index(None)]!r} is not CLASS:COUNT, such as t4:2")
     memory = {name: facts.memory_bytes for name, facts in load().hardware.items()}
     return fingerprint.declared(name, [(claim[1], int(claim[2] or 1)) for claim in claims if claim], memory)
+
+
+def _gpus_of(devices: tuple[DeviceDeclaration, ...]) -> tuple[DeviceDeclaration, ...]:
+    boards = tuple(device for device in devices if device.hardware_class != "cpu")
+    if not boards:
+        raise BadInput(
+            "--gpu: no GPU is visible here; install the driver (`nvidia-smi` shows the boards) and, for containers, NVIDIA's "
+            "container toolkit, or leave --gpu and the compose profile `gpu` off"
+        )
+    return boards
 
 
 def _token_file(options: argparse.Namespace, settings: Settings) -> Path | None:
@@ -218,6 +251,20 @@ def _token_file(options: argparse.Namespace, settings: Settings) -> Path | None:
             f"no token file at {path}: copy the one of the head (ray-token in its data directory) here, or name it with --token-file"
         )
     return path
+
+
+def _writable(folder: Path, setting: str) -> None:
+    """Raises BadInput when no file can be made in the folder: better said now than by every actor for itself."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadInput(
+            f"{setting}={folder} cannot be written ({error.strerror}): make it belong to user {os.getuid()}, who runs this node, "
+            "or name another folder",
+            field=setting,
+        ) from None
 
 
 def _declare(settings: Settings, name: str, devices: tuple[DeviceDeclaration, ...]) -> Path:
@@ -252,16 +299,22 @@ def _command(plan: Plan) -> list[str]:
     place = ["--head", f"--port={plan.port}"] if plan.address is None else [f"--address={plan.address}"]
     if plan.address is None:
         place += ["--include-dashboard=false", f"--ray-client-server-port={head.free_port()}"]
+        place += [] if plan.has_monitor else ["--no-monitor"]
     classes = sorted({device.hardware_class for device in plan.devices})
     labels = {head.NODE_LABEL: plan.name, HARDWARE_LABEL: "_".join(classes)[:63] or "none"}
     return [
         sys.executable, "-m", "ray.scripts.scripts", "start", *place, "--block", "--disable-usage-stats", "--log-color=false",
         # Nothing but our actors runs here, and they ask for no CPU of Ray's.
         "--num-cpus=0", f"--num-gpus={sum(device.hardware_class != 'cpu' for device in plan.devices)}",
-        f"--resources={json.dumps({device.resource: 1 for device in plan.devices})}",
+        f"--resources={json.dumps(_resources(plan.devices))}",
         f"--labels={','.join(f'{key}={value}' for key, value in labels.items())}",
         f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={plan.temp_dir}", "--include-log-monitor=false",
     ]  # fmt: skip
+
+
+def _resources(devices: tuple[DeviceDeclaration, ...]) -> dict[str, int]:
+    counts = Counter(f"{CLASS_PREFIX}{device.hardware_class}" for device in devices)
+    return {**{device.resource: 1 for device in devices}, **counts}
 
 
 def _die_with_parent() -> None:

@@ -1,25 +1,37 @@
-"""The fleet process: `python -m effillm_worker.fleet`, configured by the environment."""
+"""The fleet process: `python -m effillm_worker.fleet`, configured by the environment.
+
+A fleet needs a Ray node on its own box. `--node …` starts one beside it, with the options of `effillm node` that follow.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 from sqlalchemy import Engine
 
-from effillm_server.errors import BadInput, EffillmError, Unavailable
-from effillm_server.ledger.engine import connect, schema_state
+from effillm_server.errors import BadInput, EffillmError
+from effillm_server.ledger.engine import connect
+from effillm_server.ledger.revisions import check_schema
 from effillm_server.settings import Settings
 from effillm_worker import head
+from effillm_worker.fleet.companion import Companion
 from effillm_worker.fleet.loop import Fleet
 from effillm_worker.node import check_head
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run until told to stop. Exit code 2: wrong configuration; 1: something does not answer, start it again later."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(Settings.from_environment())
+        if given and given[0] != "--node":
+            raise BadInput(
+                f"{given[0]!r}: the fleet takes nothing, or --node and behind it the options of `effillm node`"
+            )
+        settings = Settings.from_environment()
+        return _run_beside(Companion(given[1:]), settings) if given else _run(settings)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -28,7 +40,19 @@ def main() -> int:
         return 1
 
 
-def _run(settings: Settings) -> int:
+def _run_beside(node: Companion, settings: Settings) -> int:
+    # A signal before the fleet has its own handlers ends the node too.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    try:
+        node.start()
+        code = _run(settings, node)
+        return 1 if node.has_ended else code
+    finally:
+        node.stop()
+
+
+def _run(settings: Settings, node: Companion | None = None) -> int:
     if not settings.ray_address:
         raise BadInput(
             "EFFILLM_RAY_ADDRESS is not set: the head of the Ray cluster, HOST:PORT", field="EFFILLM_RAY_ADDRESS"
@@ -47,6 +71,8 @@ def _run(settings: Settings) -> int:
     fleet = Fleet(engine, pool, settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: fleet.stop())
+    if node is not None:
+        node.watch(fleet.stop)
     try:
         return fleet.run()
     finally:
@@ -57,11 +83,7 @@ def _ledger(settings: Settings) -> Engine:
     if not settings.database_url:
         raise BadInput("EFFILLM_DATABASE_URL is not set: the lab's Postgres", field="EFFILLM_DATABASE_URL")
     engine = connect(settings.database_url, "fleet")
-    state = schema_state(engine)
-    if not state.is_current:
-        raise Unavailable(
-            f"the database is at revision {state.current or 'none'}, this code needs {state.head}: run the migration first"
-        )
+    check_schema(engine)
     return engine
 
 

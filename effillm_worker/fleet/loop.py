@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Engine
@@ -19,6 +19,7 @@ from effillm_server.records import DeviceRecord
 from effillm_server.settings import Settings
 from effillm_worker.fleet.leadership import Leadership
 from effillm_worker.fleet.offers import Offer, Pool
+from effillm_worker.fleet.scaling import Scaling
 from effillm_worker.log import event
 from effillm_worker.reports import first_line
 
@@ -26,6 +27,7 @@ POLL_S = 1.0
 # A burst of notifications is one wake-up.
 LEAST_BETWEEN_TICKS_S = 0.05
 HEAD_LOST_S = 60.0
+CLOCK_MAY_BE_OFF_S = 30.0
 REAPS_PER_TTL = 12
 # An actor gives a sign of life six times per TTL; three missed ones are silence.
 SILENCES_PER_TTL = 2
@@ -42,6 +44,7 @@ class Fleet:
         self._settings = settings
         self._clock = clock
         self._leadership = Leadership(engine)
+        self._scaling = Scaling(pool, settings, clock)
         self._reap_from: datetime | None = None
         self._stopping = threading.Event()
         self._head_seen = clock()
@@ -49,6 +52,7 @@ class Fleet:
         self._ray_fails = False
         self._was_active: bool | None = None
         self._missing: frozenset[str] = frozenset()
+        self._is_clock_off = False
         self._checked: set[tuple[str, int | None]] = set()
 
     def run(self) -> int:
@@ -85,17 +89,19 @@ class Fleet:
 
     def _serve(self) -> None:
         offers = self._pool.offers()
-        statuses = self._pool.statuses(offers.values())
+        statuses = self._pool.statuses(self._scaling.wanted(offers.values()))
         with self._engine.begin() as connection:
             devices = {device.id: device for device in queries.devices(connection)}
             waiting = queries.waiting_classes(connection)
             now = queue.database_time(connection)
+        self._check_clock(now)
         self._mark_lost(devices, offers, now)
         self._report_missing(waiting, offers)
         for device_id, status in statuses.items():
             device = devices.get(device_id)
             if device is not None and device.boot_id == status["boot_id"]:
                 self._feed(device, status, waiting)
+        self._scaling.look(waiting, devices.values(), offers)
         self._reap()
 
     def _feed(self, device: DeviceRecord, status: dict[str, Any], waiting: dict[str, int]) -> None:
@@ -141,6 +147,15 @@ class Fleet:
                 with self._engine.begin() as connection:
                     queue.mark_lost(connection, device.id, reason)
                 event("device.lost", device=device.id, why=reason)
+
+    def _check_clock(self, database: datetime) -> None:
+        """Leases go by the database's clock, so nothing breaks; but the times in this box's logs are wrong then."""
+        off_s = (datetime.now(UTC) - database).total_seconds()
+        is_off = abs(off_s) > CLOCK_MAY_BE_OFF_S
+        if is_off and not self._is_clock_off:
+            why = f"this box's clock is {abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} the database's: set it by NTP"
+            event("clock.off", off_s=round(off_s), why=why)
+        self._is_clock_off = is_off
 
     def _report_missing(self, waiting: dict[str, int], offers: dict[str, Offer]) -> None:
         offered = {offer.hardware_class for offer in offers.values()}

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from effillm_server.contract.job import Lease
 
 RESOURCE_PREFIX = "effillm_device:"
+# Every node offers its classes by this name too: an autoscaling cluster is asked for a class, not for a device it does not know.
+CLASS_PREFIX = "effillm_class:"
 
 
 @dataclass(frozen=True)
@@ -48,4 +50,12 @@ class Pool(Protocol):
 
     def check(self, device_id: str) -> None:
         """Have the actor look whether its lease still stands."""
+        ...
+
+    def request(self, bundles: list[dict[str, float]]) -> None:
+        """Have an autoscaling cluster make room for all of these at once; it forgets what it was asked for before."""
+        ...
+
+    def retire(self, device_id: str) -> None:
+        """End the device's idle actor, so that its node may go."""
         ...

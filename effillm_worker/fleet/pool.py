@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from effillm_server.contract.job import Lease
@@ -107,6 +108,15 @@ class RayPool:
     def check(self, device_id: str) -> None:
         if device_id in self._actors:
             self._actors[device_id].check.remote()
+
+    def request(self, bundles: list[dict[str, float]]) -> None:
+        request_resources(bundles=bundles)
+
+    def retire(self, device_id: str) -> None:
+        actor = self._actors.get(device_id)
+        if actor is not None:
+            ray.kill(actor)
+            self._forget(device_id)
 
     def _actor(self, offer: Offer) -> Any | None:
         """The device's actor: known, found by its name, or made now; None while an old one's name is still taken."""

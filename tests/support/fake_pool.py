@@ -19,6 +19,8 @@ class FakePool:
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     started: list[tuple[str, Lease]] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
+    requested: list[list[dict[str, float]]] = field(default_factory=list)
+    retired: list[str] = field(default_factory=list)
 
     def add(self, device_id: str, hardware_class: str, boot_id: str, **status: Any) -> None:
         """A device whose actor answers that it is idle, unless `status` says otherwise."""
@@ -40,3 +42,9 @@ class FakePool:
 
     def check(self, device_id: str) -> None:
         self.checked.append(device_id)
+
+    def request(self, bundles: list[dict[str, float]]) -> None:
+        self.requested.append(bundles)
+
+    def retire(self, device_id: str) -> None:
+        self.retired.append(device_id)

@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from effillm_server.errors import BadInput
-from effillm_worker import head, node
+from effillm_worker import fingerprint, head, node
 from effillm_worker.head import Versions, check_versions
 from tests.support.fake_ray_head import fake_ray_head
 from tests.support.ray_cluster import RayCluster, ray_cluster
@@ -220,3 +220,20 @@ def _python(cluster: RayCluster, code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    box: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (box / "file").write_text("")
+    for setting in ("EFFILLM_DATA_DIR", "EFFILLM_LOCK_DIR"):
+        monkeypatch.setitem(os.environ, setting, str(box / "file"))
+        assert node.main(["--head", "--declare", "t4"]) == 2
+        assert f"{setting}={box / 'file'} cannot be written" in capsys.readouterr().err
+        monkeypatch.setitem(os.environ, setting, str(box / "fine"))
+
+
+def test_a_box_that_is_to_offer_gpus_and_has_none_is_refused() -> None:
+    processors = tuple(one for one in fingerprint.detected("box", with_cpu=True) if one.hardware_class == "cpu")
+    with pytest.raises(BadInput, match="no GPU is visible here"):
+        node._gpus_of(processors)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime, timedelta, tzinfo
 
 import pytest
 from sqlalchemy import Engine, text
@@ -250,3 +251,22 @@ def test_an_error_of_rays_ends_the_fleet_only_when_it_lasts(
     monkeypatch.undo()
     assert fleet.tick()
     assert fleet._has_head()
+
+
+def test_a_clock_that_is_off_is_said_once_and_breaks_nothing(
+    fleet: Fleet, pool: FakePool, engine: Engine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join(engine, pool)
+    submit(engine, "cpu")
+
+    class Fast(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(minutes=5)
+
+    monkeypatch.setattr("effillm_worker.fleet.loop.datetime", Fast)
+    fleet.tick()
+    fleet.tick()
+    (said,) = events(capsys, "clock.off")
+    assert "clock is 300 s ahead of the database's: set it by NTP" in str(said["why"])
+    assert [device for device, _ in pool.started] == ["cpu-1"]

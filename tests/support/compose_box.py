@@ -1,0 +1,134 @@
+"""The compose file brought up for real under a project name of its own, and gone with its volumes afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from effillm_worker.head import free_port
+
+ROOT = Path(__file__).parents[2]
+LONG_RUNNING = ("postgres", "api", "fleet", "worker")
+SECRETS = {
+    "the admin key": ("api", "/run/effillm/admin/key"),
+    "the database's password": ("postgres", "/run/effillm/database/password"),
+    "Ray's token": ("fleet", "/run/effillm/ray/token"),
+}
+UP_WITHIN_S = 300.0
+
+
+@dataclass
+class Box:
+    """A running project. Commands are those of the documentation, with the project's name."""
+
+    project: str
+    port: int
+    environment: dict[str, str]
+    folder: Path
+
+    @property
+    def command(self) -> list[str]:
+        program = shlex.split(os.environ.get("COMPOSE", "docker compose"))
+        return [*program, "-f", str(ROOT / "docker-compose.yml"), "-p", self.project]
+
+    def shell(self, step: str) -> None:
+        """Run a line of the documentation, `docker compose` left out, as a shell does, in a folder of the test's own."""
+        line = f"{shlex.join(self.command)} {step}"
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=self.folder, env=self.environment, capture_output=True, timeout=600
+        )
+        if done.returncode != 0:
+            raise AssertionError(f"{line}: {done.returncode}\n{text(done.stdout)}\n{text(done.stderr)}")
+
+    def compose(self, *arguments: str, check: bool = True, within_s: float = 300) -> str:
+        """What the command wrote to stdout; its whole output in the error when it fails."""
+        command = [*self.command, *arguments]
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=within_s,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{shlex.join(command)}: {done.returncode}\n{text(done.stdout)}\n{text(done.stderr)}")
+        return text(done.stdout) if check else text(done.stdout + done.stderr)
+
+    def up(self) -> None:
+        """Everything started; returns when the API serves and the worker's device is free."""
+        self.compose("up", "-d")
+        until = time.monotonic() + UP_WITHIN_S
+        while True:
+            with suppress(httpx.HTTPError, KeyError):
+                devices = self.get("/v1/devices")["items"]
+                if any(device["state"] == "free" for device in devices):
+                    return
+            if time.monotonic() > until:
+                raise AssertionError(
+                    f"not up within {UP_WITHIN_S:g} s:\n{self.compose('ps', check=False)}\n{self.logs()[-9000:]}"
+                )
+            time.sleep(1)
+
+    def secret(self, what: str) -> str:
+        service, path = SECRETS[what]
+        return self.compose("exec", "-T", service, "cat", path).strip()
+
+    def container(self, service: str) -> str:
+        """Id of the service's container."""
+        return self.compose("ps", "-q", service).strip()
+
+    def inspect(self, service: str) -> dict[str, Any]:
+        done = docker("inspect", self.container(service))
+        found: dict[str, Any] = json.loads(done)[0]
+        return found
+
+    def logs(self) -> str:
+        return self.compose("logs", "--no-color", check=False)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        key = self.environment.get("EFFILLM_ADMIN_KEY") or self.secret("the admin key")
+        headers = {"Authorization": f"Bearer {key}", **options.pop("headers", {})}
+        return httpx.request(method, self.url + path, headers=headers, timeout=30, trust_env=False, **options)
+
+    def get(self, path: str) -> Any:
+        return self.request("GET", path).raise_for_status().json()
+
+
+@contextmanager
+def box(folder: Path, **environment: str) -> Iterator[Box]:
+    """A project that is down, without containers, volumes and networks, at the end."""
+    port = free_port()
+    made = Box(
+        f"effillm-{secrets.token_hex(4)}", port, {**os.environ, "PUBLISH": f"127.0.0.1:{port}", **environment}, folder
+    )
+    try:
+        yield made
+    finally:
+        made.compose("--profile", "gpu", "down", "-v", "--remove-orphans", check=False)
+        left = [kind for kind in ("volume", "network") if docker(kind, "ls", "-q", "--filter", f"name={made.project}_")]
+        assert left == [], f"{left} outlived the project {made.project}"
+
+
+def docker(*arguments: str) -> str:
+    done = subprocess.run(["docker", *arguments], capture_output=True, check=True, timeout=120)
+    return text(done.stdout)
+
+
+def text(output: bytes) -> str:
+    return output.decode(errors="replace")
