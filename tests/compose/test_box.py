@@ -122,6 +122,35 @@ def backed_up_and_restored(here: Box) -> None:
     here.up()
 
 
+def test_a_wrong_database_password_is_one_sentence(here: Box) -> None:
+    for service, module in (("api", "effillm_server.api"), ("fleet", "effillm_worker.fleet")):
+        url = "EFFILLM_DATABASE_URL=postgresql://effillm_fleet_login:wrong@postgres/effillm"
+        said = here.compose("run", "--rm", "-T", "--no-deps", "-e", url, service, "python", "-m", module, check=False)
+        assert "password authentication failed" in said
+        assert "correct EFFILLM_DATABASE_URL" in said
+        assert "Traceback" not in said
+        assert "wrong" not in said, "the password is not shown"
+
+
+def test_an_old_worker_joins_no_newer_cluster(here: Box) -> None:
+    code = "import sys, ray; ray.__version__ = '2.59.0'; from effillm_worker.node import main; sys.exit(main(sys.argv[1:]))"
+    said = here.compose(
+        "run",
+        "--rm",
+        "-T",
+        "--no-deps",
+        "worker",
+        "python",
+        "-c",
+        code,
+        "--address",
+        "fleet:6379",
+        "--cpu",
+        check=False,
+    )
+    assert re.search(r"Ray is 2\.59\.0 here and \S+ on the head; a Ray cluster needs the same on every node", said)
+
+
 def test_a_process_that_dies_is_started_again_by_itself(here: Box) -> None:
     before = here.inspect("api")["RestartCount"]
     here.compose("exec", "-T", "api", "sh", "-c", "kill -9 $(cat /proc/1/task/1/children)", check=False)
