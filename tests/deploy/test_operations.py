@@ -1,0 +1,63 @@
+"""What the pages on deployment say is what programs and files really do: commands, names of secrets, sentences."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from effillm_server.ledger import roles
+from effillm_worker import node
+
+ROOT = Path(__file__).parents[2]
+PAGES = {name: (ROOT / "docs" / name).read_text() for name in ("deploy.md", "operations.md")}
+SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
+
+def commands(page: str) -> list[str]:
+    blocks = re.findall(r"^```\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_service_that_a_command_names_exists(page: str) -> None:
+    named = re.findall(r"docker compose (?:run --rm|exec(?: -T)?|stop|restart|logs) ([a-z -]+)", PAGES[page])
+    assert named
+    for words in named:
+        assert words.split()[0] in SERVICES, words
+
+
+def test_every_database_login_and_node_command_in_the_pages_is_one_the_programs_take() -> None:
+    logins = [word for page in PAGES for line in commands(page) for word in re.findall(r"--login='?([^' ]+)", line)]
+    logins += re.findall(r"--login=(\S+?)[`,]? ", PAGES["operations.md"])
+    assert len(logins) >= 7
+    for login in logins:
+        roles.parse_login(login.rstrip("`,"))
+    joins = [line.split("effillm node ")[1] for line in commands("deploy.md") if "effillm node " in line]
+    assert joins
+    for join in joins:
+        node._parser().parse_args(join.split())
+
+
+def test_every_file_that_a_command_installs_is_shipped() -> None:
+    shipped = {file.name for file in (ROOT / "deploy/lab").iterdir()}
+    text = PAGES["deploy.md"]
+    for group in re.findall(r"deploy/lab/(\S+)", text):
+        found = re.fullmatch(r"([a-z-]+)\{([a-z,]+)\}(\.service)", group)
+        names = [f"{found[1]}{one}{found[3]}" for one in found[2].split(",")] if found else [group.strip("`")]
+        assert {name for name in names if name} <= shipped, group
+
+
+def test_the_sentences_of_the_table_are_said_by_the_code() -> None:
+    table = PAGES["operations.md"].split("## When it does not start")[1]
+    source = "\n".join(
+        file.read_text() for part in ("effillm_server", "effillm_worker") for file in (ROOT / part).rglob("*.py")
+    )
+    for sentence in (
+        "keys are asked for, and nobody has", "does not answer (", "does not know: it was", "run the migration first",
+        "no GPU is visible here", "must belong to user", "clock.off", "fleet.standby", "a Ray cluster needs the same on every node",
+    ):  # fmt: skip
+        assert sentence in source, sentence
+        assert sentence in table, sentence
