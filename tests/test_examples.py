@@ -18,6 +18,7 @@ ROWS = {
     "processor.yaml": (77, 77),
     "repeats.yaml": (20, 20),
     "simulated-cluster.yaml": (64, 64),
+    "quantization.yaml": (15, 15),
 }
 
 
