@@ -41,10 +41,10 @@ def write_secret(file: Path, secret: str, mode: int = OWNER_ONLY, *, replace: bo
 
     Complete or not there at all, whatever happens in between, and never readable by more than `mode` says.
     """
-    if file.exists() and not replace:
-        return False
     part = file.with_name(f".{file.name}.{os.getpid()}")
     try:
+        if not replace and file.exists():
+            return False
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "w") as stream:
