@@ -21,6 +21,7 @@ from effillm_server.api.services import Served, Services
 from effillm_server.errors import EffillmError
 from effillm_server.ledger import queries
 from effillm_server.ledger.read_grid import Extremes
+from effillm_server.lifecycle import JobState
 from effillm_server.web.compare import offered, shown_axes
 from effillm_server.web.templating import page
 
@@ -68,7 +69,7 @@ def recommend(
     from effillm_server.analysis.recommend import AIMS
 
     choices = offered(request, served, who)
-    chosen = sweep or next((one.id for one in choices if one.counts.get("measured")), "")
+    chosen = sweep or next((one.id for one in choices if one.counts.get(JobState.MEASURED)), "")
     found, why_not, sliders, title = None, None, [], ""
     if chosen:
         # A sweep that does not exist, or not for this caller, is said here.

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from effillm_server.web import assets, compare, devices, jobs, keys, recommend, sign_in, submit, sweeps
 
+PARTS = (assets, sign_in, submit, sweeps, jobs, devices, compare, recommend, keys)
 router = APIRouter()
-for part in (assets, sign_in, submit, sweeps, jobs, devices, compare, recommend, keys):
+for part in PARTS:
     router.include_router(part.router)

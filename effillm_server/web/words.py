@@ -100,6 +100,8 @@ def plain_yaml(value: Any) -> str:
 
 def label(name: str) -> str:
     """A column's name as words: `ram_peak_bytes` is `ram peak`."""
+    if name.endswith("_tok_s"):
+        return name.removesuffix("_tok_s").replace("_", " ") + " (tokens/s)"
     for suffix in ("_bytes", "_s", "_j"):
         name = name.removesuffix(suffix)
     return name.replace("_", " ")
@@ -114,7 +116,8 @@ def value(name: str, of: Any) -> str:
     if isinstance(of, int | float):
         if name.endswith("_bytes"):
             return format_bytes(of)
-        return format_seconds(of) if name.endswith("_s") and of >= 0 else number(of)
+        is_duration = name.endswith("_s") and not name.endswith(("_tok_s", "_bytes_s", "_flop_s"))
+        return format_seconds(of) if is_duration and of >= 0 else number(of)
     if isinstance(of, Mapping):
         return ", ".join(f"{label(str(key))} {value(str(key), inner)}" for key, inner in of.items()) or DASH
     if isinstance(of, list | tuple):

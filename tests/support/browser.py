@@ -92,4 +92,4 @@ def visiting(
         yield visitor
     finally:
         context.close()
-    assert visitor.troubles == []
+    assert visitor.troubles == [], visitor.troubles

@@ -20,6 +20,7 @@
     if (views.has(figure)) views.get(figure).finalize();
     views.delete(figure);
     figure.classList.toggle("lacking", Boolean(lacking));
+    figure.classList.toggle("drawn", !lacking);
     if (lacking) { place.replaceChildren(); return; }
     views.set(figure, await vegaEmbed(place, specification, OPTIONS));
   }

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from effillm_server.web import assets, routes, sign_in
+from effillm_server.web import routes
 from tests.server.web.conftest import served
 from tests.support.api import Api
 from tests.support.keys import ADMIN_KEY, bearer, make_key
@@ -17,12 +17,16 @@ from tests.support.pages import Markup
 
 HTML = {"Accept": "text/html"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
-OPEN = {f"{route.path}" for route in (*assets.router.routes, *sign_in.router.routes) if isinstance(route, APIRoute)}
+OPEN = {("GET", "/static/{name:path}"), ("GET", "/login"), ("POST", "/login")}
 EVERY = sorted(
-    (method, route.path)
-    for route in routes.router.routes
-    if isinstance(route, APIRoute) and route.path not in OPEN - {"/logout"}
-    for method in route.methods
+    {
+        (method, route.path)
+        for part in routes.PARTS
+        for route in part.router.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods
+    }
+    - OPEN
 )
 PRIVATE = {
     "name": "of ada alone", "models": [{"id": "facebook/opt-125m", "weights": "synthetic"}], "hardware": ["cpu"],
