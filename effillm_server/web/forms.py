@@ -54,6 +54,7 @@ PLACES = (
     ("measurement.iterations", "iterations_min"), ("measurement.repeats", "repeats"),
     ("measurement.relative_half_width", "relative_half_width"), ("measurement", "time_limit_s"),
 )  # fmt: skip
+RULES = {"warmup": "warmup_min", "iterations": "iterations_min"}
 
 Fields = Mapping[str, list[str]]
 
@@ -74,7 +75,7 @@ def read(fields: Fields) -> Read:
     except ValidationError as error:
         errors: dict[str, list[str]] = {}
         for place, message in each(error, document):
-            said = errors.setdefault(field_of(place), [])
+            said = errors.setdefault(field_of(place, message), [])
             if message not in said:
                 said.append(message)
         return Read(None, errors)
@@ -129,10 +130,13 @@ def fields_of(definition: SweepDefinition) -> Fields:
     return DEFAULTS | shown
 
 
-def field_of(place: str | None) -> str:
+def field_of(place: str | None, message: str = "") -> str:
     """The field of the form that a place in the document came from; "" where it came from none."""
     if not place:
         return ""
+    if place == "measurement":
+        # A rule about several keys of the plan: its words begin with the key that breaks it.
+        return RULES.get(message.partition(" ")[0], "time_limit_s")
     for beginning, name in PLACES:
         if place.startswith(beginning):
             return name

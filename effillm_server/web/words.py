@@ -70,7 +70,7 @@ def ago(moment: datetime | str | None) -> str:
     passed = max(0.0, (datetime.now(UTC) - when).total_seconds())
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if passed >= length:
-            return f"{passed / length:.0f} {unit} ago"
+            return f"{passed // length:.0f} {unit} ago"
     return f"{passed:.0f} s ago" if passed >= 1 else "just now"
 
 
