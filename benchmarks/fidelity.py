@@ -4,11 +4,11 @@
 
 One process holds the model and alternates blocks of EffiLLM's own iterations, with this process watching conditions as in
 production, and blocks of a bare `generate` loop; so both share the process's luck and the machine's weather. First tokens
-are short, so they alternate one by one and each pair compares the medians of five neighbours. Which of the two comes first
+are short, so they alternate one by one and each pair compares the medians of up to five neighbours. Which of the two comes first
 alternates from pair to pair. The figure is the pseudo-median of the paired ratios (Hodges and Lehmann) with the 95 % interval
 of Wilcoxon's signed ranks: a neighbour on the same host stretches single blocks many times over, which a mean never gets over.
-Pairs are added until the interval's half-width is at most 1 %. The geometric mean and its Student interval stand beside it in the
-JSON, and so does every pair.
+Pairs of each figure are added until its half-width is at most 1 % and no bound lies within the interval. The geometric mean
+and its Student interval stand beside it in the JSON, and so does every pair.
 
 Exit: 0 every ratio decided and inside 0.98 to 1.02 (probe overhead below 1 %), 1 one of them outside, 3 one undecided.
 """
@@ -36,11 +36,13 @@ from effillm_worker.paired import Ratio, arm
 
 # One generation a block: the shorter the turn, the more of the machine's weather the two share.
 BLOCK = 1
+# First tokens of each arm in a pair, for a batch of one: larger batches take as much longer and are steadier.
 FIRST_TOKENS = 5
 FEWEST_PAIRS = 20
 HALF_WIDTH = 0.01
 INSIDE = (0.98, 1.02)
-OVERHEAD = 0.01
+# What each ratio's interval must lie within. `wall_s` less 1 is the probe overhead: below 1 %, and no bound to being faster.
+WITHIN = {"throughput_tok_s": INSIDE, "ttft_s": INSIDE, "wall_s": (0.0, 1.01)}
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -54,21 +56,28 @@ class Comparison:
         default_factory=lambda: {"throughput_tok_s": [], "ttft_s": [], "wall_s": []}
     )
 
-    @property
-    def pairs(self) -> int:
-        return len(self.logarithms["wall_s"])
-
-    def add(self, session: dict[str, float], bare: dict[str, float], first: tuple[float, float]) -> None:
+    def add(self, session: dict[str, float], bare: dict[str, float]) -> None:
         for name in ("throughput_tok_s", "wall_s"):
             self.logarithms[name].append(math.log(session[name] / bare[name]))
-        self.logarithms["ttft_s"].append(math.log(first[0] / first[1]))
+
+    def add_first_tokens(self, session_s: float, bare_s: float) -> None:
+        self.logarithms["ttft_s"].append(math.log(session_s / bare_s))
 
     def ratios(self) -> dict[str, Ratio]:
         return {name: pseudo_median(values) for name, values in self.logarithms.items()}
 
+    def is_decided(self, name: str) -> bool:
+        """Whether this figure's interval is tight enough and on one side of each bound."""
+        values = self.logarithms[name]
+        if len(values) < FEWEST_PAIRS:
+            return False
+        ratio = pseudo_median(values)
+        straddles = any(ratio.low < bound < ratio.high for bound in WITHIN[name])
+        return ratio.half_width <= HALF_WIDTH and not straddles
+
     @property
     def decided(self) -> bool:
-        return self.pairs >= FEWEST_PAIRS and all(ratio.half_width <= HALF_WIDTH for ratio in self.ratios().values())
+        return all(self.is_decided(name) for name in self.logarithms)
 
     @property
     def verdict(self) -> str:
@@ -76,15 +85,14 @@ class Comparison:
         if not self.decided:
             return "undecided"
         ratios = self.ratios()
-        timed = (ratios["throughput_tok_s"], ratios["ttft_s"])
-        inside = all(INSIDE[0] <= ratio.low and ratio.high <= INSIDE[1] for ratio in timed)
-        return "inside" if inside and ratios["wall_s"].mean - 1 < OVERHEAD else "outside"
+        inside = all(low <= ratios[name].low and ratios[name].high <= high for name, (low, high) in WITHIN.items())
+        return "inside" if inside else "outside"
 
     def report(self) -> dict[str, Any]:
         return {
             "batch_size": self.batch_size,
             "quantization": self.quantization,
-            "pairs": self.pairs,
+            "pairs": {name: len(values) for name, values in self.logarithms.items()},
             "verdict": self.verdict,
             "ratios": {name: asdict(ratio) for name, ratio in self.ratios().items()},
             "geometric_means": {name: asdict(Ratio.of(values)) for name, values in self.logarithms.items()},
@@ -132,10 +140,14 @@ def compare(comparison: Comparison, options: argparse.Namespace, cache: Path) ->
     with arm(device, _cell(comparison, options), cache, options.threads) as both:
         both.ask("")
         told = time.monotonic()
-        while not comparison.decided and comparison.pairs < options.max_pairs:
-            number = comparison.pairs
-            comparison.add(*both.pair(number, BLOCK), both.first_tokens(number, FIRST_TOKENS))
-            if comparison.pairs > 1 and time.monotonic() - told > 10:
+        for number in range(options.max_pairs):
+            if comparison.decided:
+                break
+            if not (comparison.is_decided("throughput_tok_s") and comparison.is_decided("wall_s")):
+                comparison.add(*both.pair(number, BLOCK))
+            if not comparison.is_decided("ttft_s"):
+                comparison.add_first_tokens(*both.first_tokens(number, max(1, FIRST_TOKENS // comparison.batch_size)))
+            if number > 0 and time.monotonic() - told > 10:
                 told = time.monotonic()
                 print(f"  {_line(comparison)}", file=sys.stderr, flush=True)
 
@@ -150,9 +162,10 @@ def _cell(comparison: Comparison, options: argparse.Namespace) -> Cell:
 
 
 def _line(comparison: Comparison) -> str:
-    cells = [f"{comparison.quantization} b={comparison.batch_size}", f"{comparison.pairs} pairs"]
+    cells = [f"{comparison.quantization} b={comparison.batch_size}"]
     for name, ratio in comparison.ratios().items():
-        cells.append(f"{name.rsplit('_', 1)[0]} {ratio.mean:.4f} [{ratio.low:.4f}, {ratio.high:.4f}]")
+        what, count = name.partition("_")[0], len(comparison.logarithms[name])
+        cells.append(f"{what} {ratio.mean:.4f} [{ratio.low:.4f}, {ratio.high:.4f}] of {count} pairs")
     return "  ".join([*cells, comparison.verdict])
 
 
@@ -164,7 +177,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sequence", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=threads(processors()))
-    parser.add_argument("--max-pairs", type=int, default=300, help="give up undecided after as many")
+    parser.add_argument("--max-pairs", type=int, default=600, help="give up undecided after as many")
     parser.add_argument("--cache-dir", type=Path, help="where synthetic weights are kept; default: a scratch folder")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
     return parser.parse_args(arguments)
