@@ -86,10 +86,12 @@ test-compose: setup
 # Break a whole lab at random and look what is left: under half an hour, and the doses of docs/reliability.md as written.
 # FAULT_SEED=N repeats a schedule; root gets the faults of network and disk too.
 test-faults: setup
+	EFFILLM_RACES=500 $(BIN)/python -m pytest tests/server/ledger/test_races.py
 	EFFILLM_FAULT_SEED=$(FAULT_SEED) EFFILLM_FAULT_LOGS=build/faults $(BIN)/python -m pytest -m faults -s tests/faults
 
 test-faults-full: setup
-	EFFILLM_FAULTS=2000 EFFILLM_FAULT_JOBS=20000 EFFILLM_FAULT_SEED=$(FAULT_SEED) EFFILLM_FAULT_LOGS=build/faults \
+	EFFILLM_RACES=500 $(BIN)/python -m pytest tests/server/ledger/test_races.py
+	EFFILLM_FAULTS_FULL=1 EFFILLM_FAULTS=2000 EFFILLM_FAULT_JOBS=20000 EFFILLM_FAULT_SEED=$(FAULT_SEED) EFFILLM_FAULT_LOGS=build/faults \
 		$(BIN)/python -m pytest -m faults -s tests/faults
 
 clean:

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,9 @@ class Target:
         return value >= self.limit if self.at_least else value <= self.limit
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """0, whatever the figures: a target that is missed says so in its line."""
-    arguments = _arguments()
+    arguments = _arguments(words)
     plan = _plan(arguments)
     figures: dict[str, Any] = {"load_before": os.getloadavg()[0]}
     started = time.perf_counter()
@@ -121,8 +121,9 @@ def events(server: str, plan: Plan) -> dict[str, Any]:
     with common.own_database(server) as url:
         migrate(url)
         with streams.api(url) as address:
-            alone = streams.measure(url, address, 1)
-            return alone | streams.measure(url, address, plan.subscribers)
+            times = 20 if plan.rounds is None else 5
+            alone = streams.measure(url, address, 1, times)
+            return alone | streams.measure(url, address, plan.subscribers, times)
 
 
 def run_crowd(server: str, plan: Plan) -> dict[str, Any]:
@@ -176,14 +177,14 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     few = tuple(n for n in (10_000, 100_000) if n < most)
     quick = arguments.quick
     return Plan(
-        pending=(*few, most), actors=(1, 8) if quick else (1, 8, 64),
-        rounds={1: 40, 8: 80, 64: 128} if quick else None, seconds=1.0 if quick else arguments.seconds,
+        pending=(*few, most), actors=(1, 2) if quick else (1, 8, 64),
+        rounds={1: 30, 2: 60} if quick else None, seconds=1.0 if quick else arguments.seconds,
         subscribers=arguments.subscribers or (50 if quick else 2000), devices=arguments.devices or (40 if quick else 1000),
         cell_s=arguments.cell_s,
     )  # fmt: skip
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", help="Postgres to use; none: an embedded one")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
@@ -194,7 +195,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--devices", type=int)
     parser.add_argument("--cell-s", type=float, default=10.0, help="seconds a simulated device measures a cell")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

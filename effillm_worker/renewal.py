@@ -55,12 +55,15 @@ class Renewal(threading.Thread):
         who, held = self._who, tuple(self._held())
         try:
             with self._engine.begin() as connection:
-                queue.heartbeat(connection, who.device_id, who.boot_id)
-                renewal = queue.renew(connection, who.device_id, who.boot_id, held, self._ttl_s) if held else None
+                # A renewal is a sign of life too.
+                if held:
+                    renewal = queue.renew(connection, who.device_id, who.boot_id, held, self._ttl_s)
+                else:
+                    queue.heartbeat(connection, who.device_id, who.boot_id)
         except SQLAlchemyError as error:
             event("renewal.failed", device=who.device_id, held=held, why=first_line(error))
             return
-        if renewal is None:
+        if not held:
             return
         for job_id, fence in renewal.to_cancel:
             if self._cancel(job_id, fence):

@@ -40,7 +40,9 @@ def measure(
         if waiting == pending[-1] or waiting == pending[0]:
             if not stored:
                 _prepare(engine, waiting)
-            figures[f"rounds.{waiting}.8.empty_per_s"] = run(url, 8, (rounds or ROUNDS)[8], empty=True)["per_s"]
+            some = max(n for n in actors if n <= PROCESSES)
+            empty = run(url, some, (rounds or ROUNDS)[some], empty=True)
+            figures[f"rounds.{waiting}.{some}.empty_per_s"] = empty["per_s"]
             figures |= {f"claim.{waiting}.{k}": v for k, v in claims(engine, 500 if rounds is None else 20).items()}
     engine.dispose()
     for at_once in actors:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
+import psycopg2.errors
 import sqlalchemy
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -109,7 +110,11 @@ def _on_http(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == HTTPStatus.BAD_REQUEST:
         # FastAPI's answer to a body that is not even text; one that is no JSON is a validation error already.
         return _on_own(
-            request, BadInput("the body is not JSON: it has bytes that are no UTF-8, or is nested too deeply; send JSON text", field="body")
+            request,
+            BadInput(
+                "the body is not JSON: it has bytes that are no UTF-8, or is nested too deeply; send JSON text",
+                field="body",
+            ),
         )
     detail = error.detail
     if error.status_code == HTTPStatus.NOT_FOUND and detail == HTTPStatus.NOT_FOUND.phrase:
@@ -122,12 +127,10 @@ def _on_http(request: Request, error: Exception) -> JSONResponse:
 def _on_database(request: Request, error: Exception) -> JSONResponse:
     log.error("database_unavailable", extra={"request_id": request_id(request), "error": type(error).__name__})
     log.debug("database_error", exc_info=error)
-    return _on_own(
-        request,
-        Unavailable(
-            "the database does not answer now; try again: under the same Idempotency-Key nothing is stored twice"
-        ),
-    )
+    said = "the database does not answer now; try again"
+    if isinstance(getattr(error, "orig", None), psycopg2.errors.DiskFull):
+        said = "there is no room left on the disk of the database; make some and try again"
+    return _on_own(request, Unavailable(f"{said}: under the same Idempotency-Key nothing is stored twice"))
 
 
 def _place(location: Sequence[str | int]) -> str:

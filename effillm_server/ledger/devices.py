@@ -13,6 +13,7 @@ from effillm_server.contract.outcome import ChildRecord
 from effillm_server.errors import NotFound
 from effillm_server.ledger.journal import Journal
 from effillm_server.ledger.leases import take_back
+from effillm_server.ledger.prepared import Statement
 from effillm_server.ledger.results import store_child, store_fingerprint
 from effillm_server.lifecycle import DeviceState
 
@@ -75,10 +76,19 @@ _LOSE = text("""
 UPDATE device SET state = 'lost', reason = :reason, state_since = clock_timestamp()
 WHERE id = :device AND state <> 'lost' RETURNING id
 """)
-_LOCK_JOB = text("""
-SELECT j.id FROM lease_device l JOIN job j ON j.id = l.job_id WHERE l.device_id = :device FOR NO KEY UPDATE OF j
-""")
-_HEARTBEAT = text("UPDATE device SET last_seen = clock_timestamp() WHERE id = :device AND boot_id = :boot RETURNING id")
+# Its job first, as everywhere, so that a renewal in the same transaction cannot meet a finish head-on.
+_HEARTBEAT = Statement(
+    "heartbeat",
+    """
+WITH held AS MATERIALIZED (
+    SELECT j.id FROM lease_device l JOIN job j ON j.id = l.job_id WHERE l.device_id = :device FOR NO KEY UPDATE OF j
+)
+UPDATE device SET last_seen = clock_timestamp()
+WHERE id = :device AND boot_id = :boot AND (SELECT count(*) FROM held) >= 0 RETURNING id
+""",
+    device="text",
+    boot="text",
+)
 
 
 def register_device(c: Connection, declaration: DeviceDeclaration, boot_id: str) -> DeviceState:
@@ -156,9 +166,7 @@ def undrain(c: Connection, device_id: str) -> DeviceState:
 
 def heartbeat(c: Connection, device_id: str, boot_id: str) -> bool:
     """Whether this boot is the registered one; if so it has been seen now."""
-    # Its job first, as everywhere, so that a renewal in the same transaction cannot meet a finish head-on.
-    c.execute(_LOCK_JOB, {"device": device_id})
-    return c.execute(_HEARTBEAT, {"device": device_id, "boot": boot_id}).first() is not None
+    return bool(_HEARTBEAT(c, {"device": device_id, "boot": boot_id}))
 
 
 def record_child(c: Connection, device_id: str, boot_id: str, child: ChildRecord) -> bool:

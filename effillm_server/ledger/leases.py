@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row, text
 
 from effillm_server.contract.outcome import FaultKind
 from effillm_server.ledger.journal import Journal
+from effillm_server.ledger.prepared import Statement
 from effillm_server.ledger.sweeps import settle_all
 from effillm_server.ledger.transitions import HELD, Ending, Held, end_lease
 from effillm_server.lifecycle import DeviceState, History, after_fault
@@ -17,22 +18,32 @@ from effillm_server.records import Renewal
 
 REAP_AT_ONCE = 500
 
-_RENEW = text("""
+# The device after its jobs, as everybody locks them, or a renewal would meet a finish head-on: it waits for their count.
+_RENEW = Statement(
+    "renew",
+    """
 WITH asked AS (
-    SELECT * FROM unnest(CAST(:jobs AS bigint[]), CAST(:fences AS int[])) AS a (job_id, fence)
+    SELECT * FROM unnest(:jobs, :fences) AS a (job_id, fence)
 ), kept AS (
     UPDATE job SET lease_expires_at = clock_timestamp() + make_interval(secs => :ttl_s), lease_ttl_s = :ttl_s
     FROM asked WHERE job.id = asked.job_id AND job.fence = asked.fence AND job.state = 'leased'
         AND job.device_id = :device AND job.boot_id = :boot
     RETURNING job.id, job.fence
 ), seen AS (
-    UPDATE device SET last_seen = clock_timestamp() WHERE id = :device AND boot_id = :boot
+    UPDATE device SET last_seen = clock_timestamp()
+    WHERE id = :device AND boot_id = :boot AND (SELECT count(*) FROM kept) >= 0
 )
 SELECT a.job_id, a.fence, k.id IS NOT NULL AS is_kept, coalesce(t.outcome = 'cancelled', false) AS is_cancelled
 FROM asked a LEFT JOIN kept k ON k.id = a.job_id AND k.fence = a.fence
 LEFT JOIN attempt t ON t.job_id = a.job_id AND t.fence = a.fence AND t.device_id = :device
 ORDER BY a.job_id
-""")
+""",
+    jobs="bigint[]",
+    fences="int[]",
+    device="text",
+    boot="text",
+    ttl_s="double precision",
+)
 # After a restart of the database nobody can have renewed for a while: everybody gets one more time to live.
 _EXPIRED = text(f"""
 SELECT {HELD} FROM job j WHERE state = 'leased' AND lease_expires_at < clock_timestamp()
@@ -61,11 +72,11 @@ def renew(c: Connection, device_id: str, boot_id: str, held: Sequence[tuple[int,
         "jobs": [job_id for job_id, _ in held], "fences": [fence for _, fence in held], "device": device_id,
         "boot": boot_id, "ttl_s": ttl_s,
     }  # fmt: skip
-    rows = c.execute(_RENEW, values).all()
-    kept = tuple((row.job_id, row.fence) for row in rows if row.is_kept)
-    to_cancel = tuple((row.job_id, row.fence) for row in rows if not row.is_kept and row.is_cancelled)
-    lost = tuple((row.job_id, row.fence) for row in rows if not row.is_kept and not row.is_cancelled)
-    return Renewal(kept, to_cancel, lost)
+    kept, to_cancel, lost = [], [], []
+    for row in _RENEW(c, values):
+        told = kept if row["is_kept"] else to_cancel if row["is_cancelled"] else lost
+        told.append((row["job_id"], row["fence"]))
+    return Renewal(tuple(kept), tuple(to_cancel), tuple(lost))
 
 
 def reap(c: Connection, jitter: Callable[[], float], not_before: datetime | None = None) -> list[tuple[int, int]]:

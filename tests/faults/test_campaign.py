@@ -14,6 +14,7 @@ from tests.support.faults.lab import lab
 
 pytestmark = pytest.mark.faults
 
+FULL = bool(os.environ.get("EFFILLM_FAULTS_FULL"))
 FAULTS = int(os.environ.get("EFFILLM_FAULTS", "220"))
 JOBS = int(os.environ.get("EFFILLM_FAULT_JOBS", "2000"))
 SEED = int(os.environ.get("EFFILLM_FAULT_SEED") or random.SystemRandom().randrange(10**6))
@@ -22,10 +23,11 @@ LOGS = os.environ.get("EFFILLM_FAULT_LOGS")
 
 @pytest.mark.timeout(24 * 3600)
 def test_every_fault_is_survived(capfd: pytest.CaptureFixture[str]) -> None:
-    order = campaign.schedule(FAULTS, SEED)
+    order = campaign.schedule(FAULTS, SEED, full=FULL)
+    dose = campaign.Dose(long_s=180.0, sleep_s=120.0) if FULL else campaign.Dose()
     with capfd.disabled():
         print(f"\nseed {SEED}: {len(order)} faults, at least {JOBS} jobs", flush=True)
         with lab(replace(campaign.FULL, seed=SEED), Path(LOGS) if LOGS else None) as built:
-            outcome = campaign.run(built, order, JOBS, SEED)
+            outcome = campaign.run(built, order, JOBS, SEED, dose=dose)
         print(campaign.report(outcome), flush=True)
     assert outcome.is_good

@@ -15,7 +15,8 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from effillm_server.api import examples
-from effillm_server.api.__main__ import main
+from effillm_server.api.__main__ import _listening, main
+from effillm_server.settings import Settings
 
 NOBODY = "postgresql://nobody:secret@127.0.0.1:9/nothing"
 PATIENCE_S = 30
@@ -78,6 +79,14 @@ def test_it_serves_until_a_signal_and_ends_with_0_though_a_stream_is_open(
             process.send_signal(number)
             assert list(lines) is not None
         assert process.wait(PATIENCE_S) == 0
+
+
+def test_no_answer_waits_for_its_own_acknowledgement() -> None:
+    """Head and body go out in two writes: where small ones are held back, the second waits 40 ms."""
+    with _listening(Settings(port=0)) as listener:
+        listener.listen()
+        with socket.create_connection(listener.getsockname()[:2]) as _, listener.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_an_empty_database_is_migrated(empty_database_url: str) -> None:

@@ -1,7 +1,11 @@
-"""Forced races: two transactions let loose at the same moment, fifty times each, with the outcome checked every time."""
+"""Forced races: two transactions let loose at the same moment, fifty times each, with the outcome checked every time.
+
+`make test-faults` does it five hundred times (EFFILLM_RACES).
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +34,7 @@ from tests.support.ledger import (
     submit,
 )
 
-RUNS = 50
+RUNS = int(os.environ.get("EFFILLM_RACES", "50"))
 
 
 @pytest.fixture
@@ -189,7 +193,7 @@ def test_cancelling_a_sweep_against_devices_that_claim_and_finish_leaves_nothing
     with engine.begin() as c:
         for device in devices:
             join(c, device)
-    for _ in range(10):
+    for _ in range(RUNS // 5):
         with engine.begin() as c:
             sweep_id = submit(c, *(cell(batch_size=b) for b in range(1, 13)))
         acts = [lambda c, d=device: _work(c, d) for device in devices]

@@ -29,7 +29,9 @@ class Database:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
         self._embedded = EmbeddedPostgres(folder, folder / "postgres.log")
+        # A log that stays small: the disk this lies on is small too, and gets filled.
         self._service = self._embedded.prepare()
+        self._service = replace(self._service, command=(*self._service.command, "-c", "max_wal_size=256MB"))
         if tcp_port is not None:
             with (folder / "postgres" / "pg_hba.conf").open("a") as access:
                 access.write("host all all 0.0.0.0/0 trust\n")

@@ -22,6 +22,9 @@ class Field:
     definitions: Definitions
     dice: random.Random
     taken: set[str]
+    # How long the longest partition and sleep last: as in the fault table, or a shorter dose.
+    long_s: float = 30.0
+    sleep_s: float = 0.0
 
     def worker(self) -> tree.Worker | None:
         """A measuring declared device nobody is at."""
@@ -38,16 +41,23 @@ class Field:
         ]
         return self.dice.choice(names) if names else None
 
+    def asleep_s(self) -> float:
+        """How long a process is stopped: longer than a lease lives, and now and then as long as the table says."""
+        if self.sleep_s and self.dice.random() < 0.3:
+            return self.sleep_s
+        return self.dice.uniform(1.3, 2.5) * self.lab.plan.ttl_s
+
     def node_of(self, device: str) -> str:
         return next(name for name in self.lab.nodes if device in self.lab.device_ids(name))
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A fault, how often a campaign of some 220 injects it, and whether nothing else may be broken meanwhile."""
+    """A fault, how often a campaign of some 220 injects it and the full one at least, and whether it comes alone."""
 
     inject: Callable[[Field], Recovery | None]
     times: int
+    full: int = 0
     alone: bool = False
     needs: Callable[[Lab], bool] = lambda lab: True
 
@@ -88,14 +98,14 @@ def for_a_while(
     return recovery
 
 
-def partition(on: Field, name: str, link: str, touches: frozenset[str]) -> Recovery:
+def partition(on: Field, name: str, link: str, touches: frozenset[str], seconds: float | None = None) -> Recovery:
     """A link to the database that lets nothing through in one direction, or in both, for some seconds."""
     up, down = on.dice.choice(((True, True), (True, False), (False, True)))
     lab = on.lab
     recovery = for_a_while(
         on,
         name,
-        on.dice.uniform(1, 12),
+        seconds or on.dice.uniform(1, 12),
         lambda: lab.proxy.partition(link, up=up, down=down),
         lambda: lab.proxy.heal(link),
     )

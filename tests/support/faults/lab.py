@@ -29,6 +29,8 @@ from tests.support.faults.network import Cable, is_possible
 from tests.support.faults.proxy import Proxy
 
 RESTART_AFTER_S = 0.3
+# What a campaign writes, its write-ahead log, and a reserve; small enough to be filled in a moment.
+DATABASE_DISK = "1200m"
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Lab:
     kept: dict[str, Kept] = field(default_factory=dict)
     cable: Cable | None = None
     small_disks: list[Path] = field(default_factory=list)
+    database_disk: Path | None = None
     _later: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
 
     @property
@@ -191,11 +194,16 @@ def lab(plan: Plan, keep_logs: Path | None = None) -> Iterator[Lab]:
     # A short path: Ray's sockets lie below it.
     folder = Path(tempfile.mkdtemp(prefix="ef-", dir="/tmp"))
     folder.chmod(0o755)
-    database = Database(folder / "db")
+    database_disk = folder / "db"
+    database_disk.mkdir()
+    has_disk = _mount(database_disk, DATABASE_DISK)
+    database = Database(database_disk)
     cable = Cable() if plan.behind_cable and is_possible() else None
     # A node behind a cable reaches the proxy by the box's end of it.
     proxy = Proxy(database.socket, plan.seed, "127.0.0.1" if cable is None else "0.0.0.0")
-    built = Lab(folder, plan, database, proxy, free_port(), cable=cable)
+    built = Lab(
+        folder, plan, database, proxy, free_port(), cable=cable, database_disk=database_disk if has_disk else None
+    )
     try:
         _start(built)
         yield built
@@ -240,11 +248,8 @@ def _add_node(lab: Lab, name: str, offers: Sequence[str], port: int, environment
     data = lab.folder / "data" / name
     spool = data / "spool"
     spool.mkdir(parents=True)
-    if os.geteuid() == 0 and name != lab.head:
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(spool)], check=False, capture_output=True
-        )
-        lab.small_disks += [spool] if mounted.returncode == 0 else []
+    if name != lab.head and _mount(spool, "2m"):
+        lab.small_disks.append(spool)
     is_cabled = lab.cable is not None and name == lab.plan.behind_cable
     here = lab.cable.here if lab.cable is not None and is_cabled else "127.0.0.1"
     place = ["--head", "--port", str(port), "--cpu"] if name == lab.head else ["--address", f"{here}:{port}"]
@@ -257,6 +262,14 @@ def _add_node(lab: Lab, name: str, offers: Sequence[str], port: int, environment
     if lab.cable is not None and is_cabled:
         kept = lab.kept[name]
         kept.command = [*lab.cable.command(), *kept.command]
+
+
+def _mount(folder: Path, size: str) -> bool:
+    """Whether the folder is a disk of its own of this size now, in memory."""
+    if os.geteuid() != 0:
+        return False
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def models(root: Path) -> None:
@@ -275,7 +288,7 @@ MODELS = tuple(
     f"simulated/{name}"
     for name in (
         "100", "200", "slow-0.02", "slow-0.05", "slow-0.2", "slow-load-1", "oom-above-300", "host-oom-above-300", "unsupported",
-        "fail", "crash", "exit", "hang", "stall", "ignore-term", "orphan", "flood",
+        "fail", "crash", "exit", "hang", "stall", "ignore-term", "orphan", "flood", "kills-its-node",
     )
 )  # fmt: skip
 
@@ -295,7 +308,7 @@ def _end(lab: Lab, keep_logs: Path | None) -> None:
         _copy_logs(lab, keep_logs)
     if lab.cable is not None:
         lab.cable.remove()
-    for disk in lab.small_disks:
+    for disk in (*lab.small_disks, *([lab.database_disk] if lab.database_disk is not None else [])):
         subprocess.run(["umount", "-l", str(disk)], check=False, capture_output=True)
     shutil.rmtree(lab.folder, ignore_errors=True)
     if left:

@@ -34,6 +34,7 @@ class Link:
     ambiguous_share: float = 0.0
     answers_withheld: int = 0
     notifications_dropped: int = 0
+    sessions: set[Session] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.up_open.set()
@@ -77,6 +78,16 @@ class Proxy:
         link = self.links[name]
         self._call(link.up_open.set, link.down_open.set)
 
+    def strand(self, name: str) -> None:
+        """The connections this client has lead nowhere from now on, as when a path breaks; new ones are not affected."""
+        link = self.links[name]
+
+        def cut() -> None:
+            for session in link.sessions:
+                session.is_stranded.set()
+
+        self._call(cut)
+
     def close(self) -> None:
         async def end() -> None:
             for server in self._servers:
@@ -119,17 +130,19 @@ class Session:
         self.dice = dice
         self.client = (reader, writer)
         self.query = b""
-        self.withholding = False
+        self.is_stranded = asyncio.Event()
 
     async def run(self, upstream: Path) -> None:
         reader, writer = self.client
         server_writer = None
+        self.link.sessions.add(self)
         try:
             await self.link.up_open.wait()
             server_reader, server_writer = await asyncio.open_unix_connection(str(upstream))
             ways = [
                 asyncio.create_task(self._up(reader, server_writer)),
                 asyncio.create_task(self._down(server_reader, writer)),
+                asyncio.create_task(self._given_up()),
             ]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -140,6 +153,7 @@ class Session:
         except OSError:
             pass  # the database is away: the client sees a closed connection, as it would
         finally:
+            self.link.sessions.discard(self)
             _close(writer)
             if server_writer is not None:
                 _close(server_writer)
@@ -149,7 +163,7 @@ class Session:
         length = await source.readexactly(4)
         target.write(length + await source.readexactly(int.from_bytes(length) - 4))
         async for kind, message in _messages(source):
-            await _passable(self.link.up_open)
+            await self._passes(self.link.up_open)
             if kind == b"Q":
                 self.query = message[5:].rstrip(b"\0").strip().upper()[:40]
             target.write(message)
@@ -157,7 +171,7 @@ class Session:
 
     async def _down(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         async for kind, message in _messages(source):
-            await _passable(self.link.down_open)
+            await self._passes(self.link.down_open)
             if kind == b"A" and self.link.drops_notifications:
                 self.link.notifications_dropped += 1
                 continue
@@ -166,6 +180,17 @@ class Session:
             target.write(message)
             if source.at_eof() or kind in b"ZA":
                 await target.drain()
+
+    async def _passes(self, gate: asyncio.Event) -> None:
+        """Returns when what is on its way may go on; on a stranded connection never."""
+        await _passable(gate)
+        if self.is_stranded.is_set():
+            await asyncio.Event().wait()
+
+    async def _given_up(self) -> None:
+        """The end of a stranded connection, when a kernel would see that nobody acknowledges anything."""
+        await self.is_stranded.wait()
+        await asyncio.sleep(GIVEN_UP_AFTER_S)
 
     def _withholds(self) -> bool:
         """Whether this answer gets lost: the statement has been carried out, a commit has become durable."""

@@ -12,6 +12,7 @@ from tests.support.faults import clock, tree
 from tests.support.faults.field import Field, for_a_while, partition, stopped
 from tests.support.faults.lab import Lab
 from tests.support.faults.recovery import Recovery, all_back, fleet_serves, is_serving, now
+from tests.support.faults.worker_faults import fill
 
 
 def fleet_killed(on: Field) -> Recovery | None:
@@ -103,6 +104,26 @@ def _database_away(on: Field, name: str, how: str, seconds: float) -> Recovery:
     lab.database.stop(how)
     recovery.looks.append(recovery.is_healed)
     lab.later(seconds, back)
+    return recovery
+
+
+def database_disk_full(on: Field) -> Recovery | None:
+    """No byte is left where Postgres writes: it refuses, or ends and cannot start, until there is room again."""
+    lab, disk = on.lab, on.lab.database_disk
+    assert disk is not None
+    filler = disk / "filler"
+    recovery = Recovery("disk full for Postgres", [], frozenset({"database"}))
+
+    def room() -> None:
+        filler.unlink()
+        lab.database.start()
+        since = now()
+        recovery.heal()
+        recovery.looks.append(lambda: is_serving(lab, since))
+
+    fill(filler)
+    recovery.looks.append(recovery.is_healed)
+    lab.later(on.dice.uniform(4, 10), room)
     return recovery
 
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 MODULE = "effillm_worker"
+# A model that measures like any other, but for this: its cell takes the whole node with it. The product knows nothing of it.
+NODE_KILLER = "simulated/kills-its-node"
 
 
 def main(folder: str) -> None:
@@ -47,12 +50,33 @@ def _witness_cells(log: Log) -> None:
     def witnessed(engine: Any, channel: Any, run: Any, **options: Any) -> Any:
         digest = run.cell.digest(run.plan)
         log.write("cell_begin", digest=digest)
+        if run.cell.model == NODE_KILLER:
+            kill_node()
         try:
             return measure(engine, channel, run, **options)
         finally:
             log.write("cell_end", digest=digest)
 
     session.measure = witnessed
+
+
+def kill_node() -> None:
+    """Everything of this node dies at once, this process included, as when a job makes its machine crash."""
+    from tests.support.faults import tree
+
+    processes = tree.table()
+    pid, node = os.getpid(), None
+    while pid in processes and pid > 1:
+        node = pid if any("effillm_worker.node" in part for part in processes[pid][1]) else node
+        pid = processes[pid][0]
+    if node is None:
+        raise SystemExit("no node above this process")
+    # By somebody who does not die with the first of them: the kernel ends a child with its supervisor.
+    if os.fork() == 0:
+        if os.fork() == 0:
+            tree.kill_at_once(one for one in tree.below(node) if one.pid != os.getpid())
+        os._exit(0)
+    signal.pause()
 
 
 class Log:

@@ -12,13 +12,14 @@ from tests.support.faults.lab import Lab
 from tests.support.faults.recovery import (
     Recovery,
     all_back,
-    attempt_ended,
     device_back,
     devices,
+    ended_after,
     is_serving,
     lease_of,
     now,
 )
+from tests.support.faults.witness import NODE_KILLER
 
 
 def child_killed(on: Field) -> Recovery | None:
@@ -45,15 +46,23 @@ def _worker_killed(on: Field, name: str, worker: tree.Worker, victim: tree.Proce
     lease = lease_of(lab, device)
     victim.send(signal.SIGKILL)
     doomed = (worker.child,) if boot is None else (worker.supervisor, worker.child)
-    looks = [lambda: attempt_ended(lab, lease), lambda: device_back(lab, device, since, boot)]
-    return Recovery(name, looks, frozenset({device}), doomed=doomed)
+    recovery = Recovery(name, [], frozenset({device}), doomed=doomed, gone_within_s=5.0)
+
+    def ended() -> bool:
+        after = ended_after(lab, lease, since)
+        # Where the actor itself is gone nobody can classify: the lease or the actor's successor ends the attempt.
+        recovery.classified_s = after if boot is None else None
+        return after is not None
+
+    recovery.looks += [ended, lambda: device_back(lab, device, since, boot)]
+    return recovery
 
 
 def actor_stopped(on: Field) -> Recovery | None:
     """SIGSTOP for longer than a lease lives, then SIGCONT: its late report meets whatever became of the job."""
     if (worker := on.worker()) is None:
         return None
-    return stopped(on, "actor stopped", worker.actor, [worker.device], on.dice.uniform(1.3, 2.5) * on.lab.plan.ttl_s)
+    return stopped(on, "actor stopped", worker.actor, [worker.device], on.asleep_s())
 
 
 def raylet_stopped(on: Field) -> Recovery | None:
@@ -61,7 +70,7 @@ def raylet_stopped(on: Field) -> Recovery | None:
     raylet = None if node is None else _raylet(on.lab, node)
     if node is None or raylet is None:
         return None
-    return stopped(on, "raylet stopped", raylet, on.lab.device_ids(node), on.dice.uniform(1.0, 2.5) * on.lab.plan.ttl_s)
+    return stopped(on, "raylet stopped", raylet, on.lab.device_ids(node), on.asleep_s())
 
 
 def raylet_killed(on: Field) -> Recovery | None:
@@ -110,8 +119,8 @@ def head_killed(on: Field) -> Recovery | None:
     head = on.lab.head
     recovery = _node_down(on, "Ray head killed", on.lab.nodes)
     recovery.touches |= {head}
-    recovery.doomed = ()  # the other nodes give a lost head a minute before they end their actors
-    recovery.limit_s = 300
+    recovery.gone_within_s = 90.0  # the other nodes give a lost head a minute before they end their actors
+    recovery.limit_s = 180.0
     lab, since = on.lab, now()
     recovery.looks.append(lambda: is_serving(lab, since))
     _power_off(on, head, 1.0)
@@ -124,6 +133,63 @@ def node_without_database(on: Field) -> Recovery | None:
     if node is None:
         return None
     return partition(on, "actors cut off from Postgres", node, frozenset({node, *on.lab.device_ids(node)}))
+
+
+def node_without_database_long(on: Field) -> Recovery | None:
+    """For many lease lives: everything the node holds is taken back and given to others meanwhile."""
+    node = on.node()
+    if node is None:
+        return None
+    touches = frozenset({node, *on.lab.device_ids(node)})
+    return partition(on, "actors cut off from Postgres for long", node, touches, on.long_s)
+
+
+def ray_one_way(on: Field) -> Recovery | None:
+    """The node and Ray apart in one direction; its actors' way to Postgres stays as it is."""
+    return _ray_one_way(on, "node and Ray apart in one direction", on.dice.uniform(1, 12))
+
+
+def ray_one_way_long(on: Field) -> Recovery | None:
+    return _ray_one_way(on, "node and Ray apart in one direction for long", on.long_s)
+
+
+def _ray_one_way(on: Field, name: str, seconds: float) -> Recovery | None:
+    lab, node = on.lab, on.lab.plan.behind_cable
+    cable = lab.cable
+    if cable is None or node is None or {node, *lab.device_ids(node)} & on.taken:
+        return None
+    outgoing, spared = on.dice.random() < 0.5, lab.proxy.links[node].port
+    recovery = for_a_while(on, name, seconds, lambda: cable.lose(outgoing, spared), cable.lose_nothing)
+    recovery.touches = frozenset({node, *lab.device_ids(node)})
+    return recovery
+
+
+def node_killing_job(on: Field) -> Recovery | None:
+    """A job that takes its node with it every time: given up after three attempts, with the reason, and the nodes return."""
+    lab = on.lab
+    free = [
+        hardware for hardware in on.definitions.classes
+        if not any({node, *lab.device_ids(node)} & on.taken or not lab.kept[node].is_running for node in _nodes_of(lab, hardware))
+    ]  # fmt: skip
+    if not free or on.client.is_busy:
+        return None
+    hardware, since = on.dice.choice(free), now()
+    nodes = _nodes_of(lab, hardware)
+    names = [device for node in nodes for device in lab.device_ids(node)]
+    sending = on.client.send(on.definitions.one_cell(NODE_KILLER, hardware))
+
+    def given_up() -> bool:
+        if sending.accepted is None:
+            return False
+        rows = lab.database.read("SELECT state, message FROM job WHERE sweep_id = :s", s=sending.accepted.sweep_id)
+        return [str(row[0]) for row in rows] == ["failed"] and "given up after 3 attempts" in str(rows[0][1])
+
+    looks = [given_up, lambda: all_back(lab, names, since)]
+    return Recovery("a job that kills its node every time", looks, frozenset({*nodes, *names}), limit_s=300)
+
+
+def _nodes_of(lab: Lab, hardware: str) -> list[str]:
+    return [name for name in lab.nodes if any(offer.partition(":")[0] == hardware for offer in lab.plan.nodes[name])]
 
 
 def node_unplugged(on: Field) -> Recovery | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-PLAN = {"warmup": 3, "iterations": 5, "time_limit_s": 30}
+PLAN: dict[str, Any] = {"warmup": 3, "iterations": 5, "time_limit_s": 30}
 CLASSES = ("t4", "a100", "rtx-4090")
 # What a declared fault must end as, whatever else happens to its job meanwhile. Cells at or below the size at which a
 # memory fault begins measure.
@@ -28,7 +28,10 @@ ENDS = {
     "simulated/hang": ("failed",),
     "simulated/ignore-term": ("failed",),
     "simulated/orphan": ("failed",),
+    "simulated/kills-its-node": ("failed",),
 }
+# A cell of these ends when somebody ends it.
+HANGING = ("simulated/stall", "simulated/hang", "simulated/ignore-term", "simulated/orphan")
 
 
 @dataclass(frozen=True)
@@ -145,9 +148,15 @@ class Definitions:
         """A cell or two of models that break by themselves."""
         return self._sweep(list(models), [self._random.choice(self.classes)], batch_size=[1, 8, 32])
 
-    def one_cell(self, model: str) -> dict[str, Any]:
+    def one_cell(self, model: str, hardware: str | None = None) -> dict[str, Any]:
         """Before everything else: it may hang three times until its deadline, and nobody wants to wait for it at the end."""
-        return self._sweep([model], [self._random.choice(self.classes)], batch_size=[1], priority=10)
+        return self._sweep([model], [hardware or self._random.choice(self.classes)], batch_size=[1], priority=10)
+
+    def alike(self, hardware: Sequence[str], cells: int) -> dict[str, Any]:
+        """Cells that all take the same time, for a rate to be measured."""
+        return self._sweep(
+            ["simulated/slow-0.02"], list(hardware), batch_size=[1], sequence_length=list(range(1, cells + 1))
+        )
 
     def real(self) -> dict[str, Any]:
         """A tiny model that really runs, on this box's processors."""
