@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from effillm_server.contract.units import format_bytes
 from effillm_worker.engines.base import Unsupported
 from effillm_worker.quantization import base
 from effillm_worker.quantization.assign import Choice, path, total_bytes, total_harm
-from effillm_worker.quantization.sensitivity import Sample, Sensitivity, kept, mean_nll, planned, sample_of
+from effillm_worker.quantization.sensitivity import (
+    Sample,
+    Sensitivity,
+    distributions,
+    kept,
+    mean_kl,
+    mean_nll,
+    planned,
+    sample_of,
+)
 
 BITS = (2, 3, 4, 5, 6, 8)
 HALF_PRECISION_BYTES = 2
+TRIES = 60  # whole plans tried beyond what the layers' own sensitivities say
 RANGE_BYTES = 8  # smallest value and step of an output channel, single precision
 
 Plan = dict[str, Choice]
@@ -47,7 +58,7 @@ class Dynamic(base.Method):
         begin = time.monotonic()
         layers = choices(model, sensitivity)
         if "memory" in self.choices:
-            plan, said = by_memory(layers, _weights(model), float(self.choices["memory"]))
+            plan, said = by_memory(model, layers, sample, float(self.choices["memory"]))
         else:
             plan, said = by_quality(model, layers, sample, float(self.choices["quality"]))
         for name, layer in linear_layers(model).items():
@@ -87,9 +98,11 @@ def choices(model: Any, sensitivity: Sensitivity) -> dict[str, tuple[Choice, ...
     return found
 
 
-def by_memory(layers: dict[str, tuple[Choice, ...]], weights: int, share: float) -> tuple[Plan, dict[str, Any]]:
+def by_memory(
+    model: Any, layers: dict[str, tuple[Choice, ...]], sample: Sample, share: float
+) -> tuple[Plan, dict[str, Any]]:
     """The least harmful plan found within `share` of half precision. Raises Unsupported with the smallest there is."""
-    half = HALF_PRECISION_BYTES * weights
+    half = HALF_PRECISION_BYTES * _weights(model)
     budget = int(share * half)
     smallest = sum(min(choice.bytes for choice in each) for each in layers.values())
     if smallest > budget:
@@ -100,7 +113,90 @@ def by_memory(layers: dict[str, tuple[Choice, ...]], weights: int, share: float)
             f"2 bits everywhere, takes {format_bytes(smallest)}: set memory to at least {least:g}"
         )
     *_, plan = path(layers, budget)
-    return plan, {"budget_bytes": budget}
+    starts = [plan, *level_plan(layers, budget)]
+    plan, harm, tried = improved(starts, layers, budget, Trial(model, sample))
+    return plan, {"budget_bytes": budget, "measured_kl": harm, "plans_tried": tried}
+
+
+class Trial:
+    """Whole plans tried on a sample: the mean KL of next tokens against the untouched model, nats."""
+
+    def __init__(self, model: Any, sample: Sample) -> None:
+        self._model, self._sample = model, sample
+        self._original = list(distributions(model, sample))
+        self._known: dict[tuple[int, ...], float] = {}
+
+    def __call__(self, plan: Plan) -> float:
+        bits = {name: choice.bits if choice.bits in BITS else None for name, choice in plan.items()}
+        key = tuple(choice.bits for choice in plan.values())
+        if key not in self._known:
+            with planned(self._model, bits):
+                self._known[key] = mean_kl(self._original, distributions(self._model, self._sample))
+        return self._known[key]
+
+    @property
+    def tried(self) -> int:
+        return len(self._known)
+
+
+def level_plan(layers: dict[str, tuple[Choice, ...]], budget: int) -> list[Plan]:
+    """All layers at the same bits, the most that fit; empty when none do."""
+    level = [
+        plan for bits in BITS if total_bytes(plan := {name: _at(each, bits) for name, each in layers.items()}) <= budget
+    ]
+    return level[-1:]
+
+
+def improved(
+    starts: list[Plan], layers: dict[str, tuple[Choice, ...]], budget: int, trial: Callable[[Plan], float]
+) -> tuple[Plan, float, int]:
+    """The best plan found by trying whole ones: from the best start on, bits are moved between two layers while that helps.
+
+    Harms of single layers do not quite add up; they say in which order exchanges are tried, at most `TRIES` of them.
+    """
+    best = min(starts, key=trial)
+    harm, tries = trial(best), len(starts)
+    while tries < TRIES:
+        for plan in exchanges(best, layers, budget):
+            tries += 1
+            if (found := trial(plan)) < harm:
+                best, harm = plan, found
+                break
+            if tries == TRIES:
+                break
+        else:
+            break
+    return best, harm, tries
+
+
+def exchanges(plan: Plan, layers: dict[str, tuple[Choice, ...]], budget: int) -> list[Plan]:
+    """Plans within budget that give one layer its next choice up, taken from another's next one down or from what is left.
+
+    The most promising by the layers' own harms first.
+    """
+    spare = budget - total_bytes(plan)
+    up = {name: found for name, each in layers.items() if (found := _next(each, plan[name], 1)) is not None}
+    down = {name: found for name, each in layers.items() if (found := _next(each, plan[name], -1)) is not None}
+    found: list[tuple[float, Plan]] = []
+    for name, more in up.items():
+        gain = plan[name].harm - more.harm
+        needs = more.bytes - plan[name].bytes - spare
+        if needs <= 0:
+            found.append((-gain, plan | {name: more}))
+            continue
+        for other, less in down.items():
+            if other != name and plan[other].bytes - less.bytes >= needs:
+                found.append((less.harm - plan[other].harm - gain, plan | {name: more, other: less}))
+    return [each for _, each in sorted(found, key=lambda pair: pair[0])]
+
+
+def _at(choices: tuple[Choice, ...], bits: int) -> Choice:
+    return next(choice for choice in choices if choice.bits == bits)
+
+
+def _next(choices: tuple[Choice, ...], choice: Choice, step: int) -> Choice | None:
+    place = choices.index(choice) + step
+    return choices[place] if 0 <= place < len(choices) else None
 
 
 def by_quality(

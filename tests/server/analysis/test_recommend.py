@@ -101,6 +101,32 @@ def test_a_quality_limit_is_kept_by_no_row_while_quality_is_not_measured() -> No
     assert answer["recommended"] is None and "not measured" in answer["sentence"]
 
 
+def judged(quantization: str, loss: float, half: float) -> list[dict[str, Any]]:
+    """Rows of one precision whose perplexity rose by `loss`, give or take `half`."""
+    quality = {"quality_loss": loss, "quality_loss_ci95_low": loss - half, "quality_loss_ci95_high": loss + half}
+    return [{**row, **quality} for row in ROWS if row["quantization"] == quantization and row["hardware"] == "cpu"]
+
+
+def test_a_quality_limit_is_kept_by_the_upper_bound_of_the_loss_only() -> None:
+    rows = [*judged("fp16", 0.0, 0.0), *judged("int8", 0.012, 0.005), *judged("int4", 0.06, 0.01)]
+    within = {
+        q: recommend(rows, "throughput", Constraints(max_quality_loss=q), FACTS) for q in (0.01, 0.015, 0.02, 0.08)
+    }
+    allowed = {q: answer["allowed"] for q, answer in within.items()}
+    each = len(rows) // 3
+    assert allowed == {0.01: each, 0.015: each, 0.02: 2 * each, 0.08: 3 * each}
+    assert within[0.01]["recommended"]["quantization"] == "fp16"
+    assert within[0.01]["recommended"]["values"]["quality_loss"] == 0.0
+
+
+def test_what_a_looser_quality_limit_would_give_is_said_with_the_loss_it_needs() -> None:
+    slow, fast = judged("fp32", 0.0, 0.0), judged("int8", 0.03, 0.005)
+    answer = recommend([*slow, *fast], "throughput", Constraints(max_quality_loss=0.01), FACTS)
+    (looser,) = answer["what_would_change_it"]
+    assert answer["recommended"]["quantization"] == "fp32"
+    assert looser["needed"] == pytest.approx(0.035) and "with quality loss up to 3.5%" in looser["sentence"]
+
+
 def test_latency_means_the_shortest_first_token_and_cost_the_fewest_dollars() -> None:
     quick = recommend(ROWS, "latency", facts=FACTS)
     jobs = {job for c in (quick["recommended"], *quick["ties"]) for job in c["jobs"]}

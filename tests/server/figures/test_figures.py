@@ -196,6 +196,53 @@ def test_radar_polygons_are_closed_and_the_best_of_each_spoke_reaches_the_rim() 
     assert "not measured: quality, energy" in " ".join(spec["usermeta"]["caption"])
 
 
+def test_radar_turns_quality_loss_into_quality_kept_and_the_unquantized_one_reaches_the_rim() -> None:
+    losses = {"fp32": 0.0, "int8": 0.01, "int4": 0.25}
+    rows = [
+        {**row, "quality_loss": loss, "quality_loss_ci95_low": loss - 0.005, "quality_loss_ci95_high": loss + 0.005}
+        for name, loss in losses.items()
+        for row in invent(Grid(quantization=(name,)))
+    ]
+    spec = chart("quantization-radar", rows, OPTIONS)
+    corners = next(u for u in layers(spec) if u["mark"].get("type") == "line" and "color" in u["encoding"])["data"]
+    kept = {c["series"]: (c["reach"], c["low"], c["high"]) for c in corners["values"] if c["spoke"] == "quality"}
+    assert spec["usermeta"]["spokes"] == ["memory", "throughput", "latency", "quality"]
+    assert kept["fp32"][0] == 1.0
+    assert kept["int4"] == pytest.approx((0.8, 1 / 1.255, 1 / 1.245))
+    assert "not measured: energy" in " ".join(spec["usermeta"]["caption"])
+
+
+def test_precisions_with_options_have_their_place_beside_their_method() -> None:
+    from effillm_server.figures.view import in_precision_order
+
+    labels = [
+        "gptq-b3-g64",
+        "uniform-b4",
+        "int8",
+        "fp32",
+        "qat-b4",
+        "int4",
+        "gptq-b4-g128",
+        "uniform-b8",
+        "made-elsewhere",
+    ]
+    assert in_precision_order(labels) == [
+        "fp32", "int8", "int4", "gptq-b4-g128", "gptq-b3-g64", "uniform-b8", "uniform-b4", "qat-b4", "made-elsewhere",
+    ]  # fmt: skip
+
+
+def test_labels_with_options_are_drawn_and_more_than_can_be_told_apart_are_cut_in_words() -> None:
+    rows = [
+        {**row, "quantization": label}
+        for label in ("fp32", *(f"uniform-b{bits}" for bits in range(1, 9)))
+        for row in invent(Grid())
+    ]
+    for name in ("quantization-radar", "memory-throughput", "throughput-by-quantization"):
+        spec = chart(name, rows, OPTIONS)
+        assert spec["usermeta"]["not_enough"] is None
+        assert "8 of 9 quantization values shown" in " ".join(spec["usermeta"]["caption"])
+
+
 def test_both_kinds_of_best_batch_are_marked() -> None:
     spec = chart("per-instance-throughput", ROWS, OPTIONS)
     rings = next(u for u in layers(spec) if "strokeDash" in u["encoding"])["data"]["values"]

@@ -61,6 +61,7 @@ def test_the_unquantized_model_agrees_with_itself_and_is_kept_for_the_others(roo
     assert found.shares is None
 
 
+@pytest.mark.quantization
 def test_a_quantized_model_is_compared_with_the_unquantized_one_that_a_process_of_its_own_has_read(
     root: Path, tmp_path: Path
 ) -> None:
@@ -84,6 +85,7 @@ def test_the_shipped_text_is_read_when_none_is_named(root: Path, cache: Path) ->
     assert (found.text, found.tokens, found.agreement) == ("shipped", 512, None)
 
 
+@pytest.mark.quantization
 def test_synthetic_weights_have_no_quality_and_say_so(root: Path, tmp_path: Path) -> None:
     found = judged(root, tmp_path, weights="synthetic")
     assert found.losses is None

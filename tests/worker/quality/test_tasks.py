@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 import math
 import os
+from pathlib import Path
 
 import pytest
 
 from effillm_server.contract.quality import QualityPlan
 from effillm_worker.quality import tasks
+from tests.support import stories, trained
 
 PLAN = QualityPlan(tasks=("trades", "no_such_task"), task_examples=12)
 
@@ -41,3 +44,40 @@ def test_nothing_may_be_fetched_while_tasks_run_and_the_environment_is_put_back(
         assert (os.environ["HF_HUB_OFFLINE"], os.environ["HF_DATASETS_OFFLINE"], hub.HF_HUB_OFFLINE) == ("1", "1", True)
     assert "HF_HUB_OFFLINE" not in os.environ
     assert hub.HF_HUB_OFFLINE is before
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model root with a task of the lab's own: which sound follows which animal, as every story tells."""
+    made = tmp_path_factory.mktemp("root")
+    (made / "tasks").mkdir()
+    sounds = list(stories.ANIMALS.values())
+    lines = [
+        {"text": f"Mira was a baker in a {place}. She had a {animal} that", "label": sounds.index(sound)}
+        for place in stories.PLACES
+        for animal, sound in stories.ANIMALS.items()
+    ]
+    (made / "sounds.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    task = {
+        "task": "sounds", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(made / "sounds.jsonl")}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{text}}", "doc_to_target": "{{label}}",
+        "doc_to_choice": sounds, "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    (made / "tasks" / "sounds.yaml").write_text(json.dumps(task))
+    return made
+
+
+@pytest.mark.quantization
+@pytest.mark.filterwarnings("ignore")
+def test_a_task_of_the_labs_own_is_scored_by_the_harness_from_the_loaded_weights(root: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = trained.folder("quick")
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    plan = QualityPlan(tasks=("sounds", "no_such_task"), task_examples=20)
+    scores, notes = tasks.run(model, AutoTokenizer.from_pretrained(folder), plan, str(root))
+    (score,) = [score for score in scores if score.metric == "acc"]
+    assert (score.task, score.examples) == ("sounds", 20)
+    assert score.value > 0.8  # one in five by chance
+    (note,) = notes
+    assert "task no_such_task was not run" in note and "Nothing is downloaded" in note

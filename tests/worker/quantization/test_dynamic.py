@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from effillm_worker.engines.base import Unsupported
-from effillm_worker.quantization import sensitivity
+from effillm_worker.quantization import dynamic, sensitivity
+from effillm_worker.quantization.assign import Choice, total_bytes
 from effillm_worker.quantization.codes import dequantize, linear_layers, quantize
 from tests.support import trained
 from tests.support.conversion import Bed, linear_bytes
@@ -74,6 +75,40 @@ def test_more_bits_than_measured_do_a_quarter_of_the_harm_each(bed: Bed) -> None
     assert [known.harm("layer", bits) for bits in (2, 3, 4, 5, 8)] == pytest.approx([1.0, 1.0, 0.1, 0.025, 0.1 / 256])
 
 
+def test_whole_plans_decide_where_the_harms_of_single_layers_mislead() -> None:
+    layers = {
+        name: tuple(Choice(bits, 10 * bits, harm * 4.0 ** (2 - bits)) for bits in dynamic.BITS)
+        for name, harm in (("a", 1.0), ("b", 0.9), ("c", 0.8))
+    }
+    truth = {"a": 0.1, "b": 0.1, "c": 5.0}  # together, layer c is the frail one
+
+    def trial(plan: dynamic.Plan) -> float:
+        return sum(truth[name] * 4.0 ** (2 - choice.bits) for name, choice in plan.items())
+
+    start = {"a": 5, "b": 4, "c": 3}
+    plan, harm, tried = dynamic.improved(
+        [{name: dynamic._at(layers[name], bits) for name, bits in start.items()}], layers, 120, trial
+    )
+    assert total_bytes(plan) <= 120
+    assert harm == trial(plan) < 0.2 * trial({name: dynamic._at(layers[name], bits) for name, bits in start.items()})
+    assert plan["c"].bits > max(plan["a"].bits, plan["b"].bits)
+    assert tried <= dynamic.TRIES
+
+
+def test_a_plan_is_never_worse_on_its_sample_than_the_same_bits_for_all(bed: Bed) -> None:
+    model, context = bed.load(), bed.context(LABEL)
+    sample = sensitivity.sample_of("calibration.txt", context, trained.VOCABULARY)
+    layers = dynamic.choices(model, sensitivity.kept(model, sample, context))
+    budget = total_bytes({name: dynamic._at(each, 3) for name, each in layers.items()})
+    weights = sum(layer.weight.numel() for layer in linear_layers(model).values())
+    plan, said = dynamic.by_memory(model, layers, sample, (budget + 0.5) / (2 * weights))
+    (level,) = dynamic.level_plan(layers, budget)
+    trial = dynamic.Trial(model, sample)
+    assert {choice.bits for choice in level.values()} == {3}
+    assert said["measured_kl"] == pytest.approx(trial(plan), rel=1e-6)
+    assert trial(plan) <= trial(level)
+
+
 def test_a_budget_no_plan_can_meet_says_the_smallest_possible(bed: Bed) -> None:
     with pytest.raises(
         Unsupported, match=r"no plan keeps the linear layers within 0\.1 .* set memory to at least"
@@ -114,7 +149,7 @@ def test_dynamic_beats_uniform_bits_at_equal_memory_on_held_out_text(tmp_path: P
         uniform, _ = bed.convert("uniform-b3-channel")
         weights = sum(layer.weight.numel() for layer in linear_layers(bed.load()).values())
         share = linear_bytes("uniform-b3-channel", uniform) / (2 * weights)
-        label = f"dynamic-m{math.floor(1e4 * share) / 1e4:.4f}@calibration.txt"
+        label = f"dynamic-m{math.ceil(1e6 * share) / 1e6:.6f}@calibration.txt"
         mixed, _ = bed.convert(label)
         assert linear_bytes(label, mixed) <= linear_bytes("uniform-b3-channel", uniform)
         print(seed, bed.nll(bed.load()), bed.nll(uniform), bed.nll(mixed))
