@@ -35,6 +35,8 @@ PAGES = {
     "login": "/login",
     "not-found": "/sweeps/none",
 }
+# Of these the first window is enough to see what they look like.
+LONG = ("figures", "findings", "cell", "jobs", "compare", "frontier", "keys")
 LONG_MS = 60_000
 
 
@@ -59,9 +61,7 @@ def test_every_page_can_be_read_by_everybody(lab: Lab, chromium: Browser, scheme
             if kept:
                 width = "desk" if size == DESK else "phone"
                 file = Path(kept) / f"{name}-{scheme}-{width}.jpg"
-                page.screenshot(
-                    path=file, type="jpeg", quality=60, full_page=name not in ("figures", "findings", "cell", "jobs")
-                )
+                page.screenshot(path=file, type="jpeg", quality=60, full_page=name not in LONG)
             if troubles := visitor.serious():
                 found[name] = troubles
             if (wider := visitor.overflow()) > 0:
