@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 FAULT_SEED ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test lock test-security test-compose test-browser web-assets setup-quantization test-quantization test-faults test-faults-full lint clean
+.PHONY: setup demo test lock test-security test-compose test-browser web-assets setup-quantization test-quantization test-faults test-fault-trials test-faults-full lint clean
 
 setup: $(VENV)/.installed
 
@@ -88,6 +88,10 @@ test-compose: setup
 test-faults: setup
 	EFFILLM_RACES=500 $(BIN)/python -m pytest tests/server/ledger/test_races.py
 	EFFILLM_FAULT_SEED=$(FAULT_SEED) EFFILLM_FAULT_LOGS=build/faults $(BIN)/python -m pytest -m faults -s tests/faults
+
+# Each of the rarer faults alone, in some minutes.
+test-fault-trials: setup
+	$(BIN)/python -m pytest -m trials -s tests/faults
 
 test-faults-full: setup
 	EFFILLM_RACES=500 $(BIN)/python -m pytest tests/server/ledger/test_races.py
