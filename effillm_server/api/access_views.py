@@ -15,14 +15,19 @@ LONGEST_LIFETIME_DAYS = 3650
 Owner = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
 
 
-def _example(value: dict[str, Any], **more: Any) -> ConfigDict:
-    return ConfigDict(json_schema_extra={"examples": [value]}, **more)
+def _example(value: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [value]})
+
+
+def _asked(value: dict[str, Any]) -> ConfigDict:
+    """Of what is sent to us: unknown fields are refused."""
+    return ConfigDict(json_schema_extra={"examples": [value]}, extra="forbid")
 
 
 class KeyRequest(BaseModel):
     """A key to be made: whose it is, what it opens, and until when."""
 
-    model_config = _example(examples.KEY_REQUEST, extra="forbid")
+    model_config = _asked(examples.KEY_REQUEST)
 
     owner: Owner = Field(description="who holds it; stored with what they submit")
     scopes: list[Scope] = Field(
@@ -70,7 +75,7 @@ class NewKeyView(KeyView):
 class SignIn(BaseModel):
     """The key to sign in with."""
 
-    model_config = _example(examples.SIGN_IN, extra="forbid")
+    model_config = _asked(examples.SIGN_IN)
 
     key: str = Field(min_length=1, max_length=300)
 

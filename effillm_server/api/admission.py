@@ -18,6 +18,8 @@ def admit(engine: sqlalchemy.Engine, settings: Settings) -> None:
     A key that has been revoked stays revoked, however often it is given again.
     """
     given = credentials.admin_key(settings)
+    if given is None and not credentials.is_required(settings):
+        return
     with engine.begin() as connection:
         if given is not None:
             made = keys.create_key(connection, OWNER, ("admin",), credentials.digest(given), credentials.prefix(given))

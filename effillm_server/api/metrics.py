@@ -37,7 +37,7 @@ def metrics(served: Served, who: Reader) -> Response:
     return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Fixed:
     """What has been read already, in the shape of a collector."""
 

@@ -90,7 +90,9 @@ def place(client: tuple[str, int] | None) -> str:
         address = ipaddress.ip_address(client[0])
     except ValueError:
         return client[0]
-    if address.version == 6 and address.ipv4_mapped is None:
+    if address.version == 6 and address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    if address.version == 6:
         return str(ipaddress.ip_network((address, IPV6_PREFIX), strict=False))
     return str(address)
 

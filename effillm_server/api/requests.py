@@ -15,7 +15,7 @@ class Requests:
     """A registry of this process's own, and the histogram of its answers in it."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a series per series, for a format that nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series per series, for a format that nobody asks for
         self.registry = CollectorRegistry()
         self._seconds = Histogram(
             "effillm_api_request_seconds",

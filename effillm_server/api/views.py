@@ -204,7 +204,7 @@ class DeviceView(BaseModel):
     @classmethod
     def of(cls, device: DeviceRecord, *, is_hidden: bool = False) -> DeviceView:
         """`is_hidden`: its job is private to somebody else, so that no more is told than that it is busy."""
-        shown = {"job": device.job_id, "fingerprint": device.fingerprint_digest}
+        shown: dict[str, Any] = {"job": device.job_id, "fingerprint": device.fingerprint_digest}
         if is_hidden:
             details = device.details | {"fence": None, "load_since": None}
             shown |= {"job": None, "load_group": None, "reason": "busy", "details": details}

@@ -40,7 +40,7 @@ def test_a_secret_is_hidden_wherever_it_comes_in(written: Any) -> None:
 
 
 def test_a_text_that_no_encoding_has_breaks_no_line() -> None:
-    assert json.loads(line("bytes", name="\udc80\ud83d"))["name"] == "\udc80\ud83d"
+    assert json.loads(line("bytes", label="\udc80\ud83d"))["label"] == "\udc80\ud83d"
 
 
 def _raised() -> BaseException:

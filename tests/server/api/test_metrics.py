@@ -114,7 +114,9 @@ def test_the_dashboard_asks_only_for_what_is_exposed_with_labels_it_has(api: Api
         names = set(re.findall(r"effillm_\w+", query))
         assert names and names <= set(labels), query
         known = {"instance", "job"}.union(*(labels[name] for name in names))
-        used = {label for inside in re.findall(r"\bby \(([^)]*)\)", query) for label in re.split(r",\s*", inside) if label}
+        used = {
+            label for inside in re.findall(r"\bby \(([^)]*)\)", query) for label in re.split(r",\s*", inside) if label
+        }
         used |= set(re.findall(r'(\w+)\s*(?:=~|!~|!=|=)\s*"', query))
         assert used <= known, (query, used - known)
     # Every family is looked at by somebody.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_memory_stays_bounded_however_many_ask() -> None:
 
 @pytest.mark.parametrize(("client", "counted"), [
     (("192.0.2.7", 1), "192.0.2.7"), (("2001:db8:1:2:3::9", 1), "2001:db8:1:2::/64"), (None, ""), (("testclient", 1), "testclient"),
-    (("::ffff:192.0.2.7", 1), "::ffff:192.0.2.7"),
+    (("::ffff:192.0.2.7", 1), "192.0.2.7"),
 ])  # fmt: skip
 def test_an_address_is_counted_by_itself_or_by_its_network(client: tuple[str, int] | None, counted: str) -> None:
     assert place(client) == counted
@@ -68,42 +69,42 @@ def test_behind_a_proxy_that_limits_nobody_keeps_the_others_out_by_wrong_keys() 
     assert all(rates.failures.take("proxy") == 0 for _ in range(1000))
 
 
-@pytest.fixture
-def slow(database_url: str) -> Iterator[Api]:
-    """A server on which a key may ask 30 times and an address 300 times in a burst."""
-    settings = {"rate_per_key": 3, "rate_per_address": 30}
-    with serving(database_url, require_keys=True, admin_key=ADMIN_KEY, **settings) as api:
+@contextmanager
+def limited(database_url: str, **rates: float) -> Iterator[Api]:
+    """A server that asks for keys, with these limits."""
+    with serving(database_url, require_keys=True, admin_key=ADMIN_KEY, **rates) as api:
         yield api
 
 
-def test_a_key_that_asks_too_often_is_told_when_to_go_on_and_others_are_served(slow: Api) -> None:
-    ada, bob = (bearer(make_key(slow, who, "read")["key"]) for who in ("ada", "bob"))
-    answers = [slow.http.get("/v1/session", headers=ada) for _ in range(60)]
-    refused = [answer for answer in answers if answer.status_code == 429]
-    assert {answer.status_code for answer in answers[:30]} == {200}
-    assert refused
-    assert 1 <= int(refused[0].headers["retry-after"]) <= 2
-    assert refused[0].json()["type"] == "urn:effillm:too-many-requests"
-    assert "ada" in refused[0].json()["detail"]
-    assert slow.http.get("/v1/session", headers=bob).status_code == 200
+def test_a_key_that_asks_too_often_is_told_when_to_go_on_and_others_are_served(database_url: str) -> None:
+    with limited(database_url, rate_per_key=0.5, rate_per_address=0) as api:
+        ada, bob = (bearer(make_key(api, who, "read")["key"]) for who in ("ada", "bob"))
+        answers = [api.http.get("/v1/session", headers=ada) for _ in range(12)]
+        assert [answer.status_code for answer in answers[:5]] == [200] * 5
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert 1 <= int(refused[0].headers["retry-after"]) <= 2
+        assert refused[0].json()["type"] == "urn:effillm:too-many-requests"
+        assert "ada" in refused[0].json()["detail"]
+        assert api.http.get("/v1/session", headers=bob).status_code == 200
 
 
-def test_an_address_that_asks_too_often_is_refused_before_anything_is_looked_up(slow: Api) -> None:
-    codes = [slow.http.get("/healthz").status_code for _ in range(400)]
-    assert set(codes[:290]) == {200}
+def test_an_address_that_asks_too_often_is_refused_before_anything_is_looked_up(database_url: str) -> None:
+    with limited(database_url, rate_per_address=0.5) as api:
+        codes = [api.http.get("/healthz").status_code for _ in range(12)]
+    assert codes[:5] == [200] * 5
     assert 429 in codes
 
 
-def test_an_address_that_sends_wrong_keys_again_and_again_is_held_up(slow: Api) -> None:
-    codes = [
-        slow.http.get("/v1/session", headers=bearer(credentials.new_key())).status_code
-        for _ in range(int(FAILURES_BURST) + 10)
-    ]
-    assert set(codes[: int(FAILURES_BURST)]) == {401}
-    assert 429 in codes
-    # A right key is held up too: telling it from a wrong one is what costs.
-    assert slow.http.get("/v1/session", headers=bearer(ADMIN_KEY)).status_code == 429
+def test_an_address_that_sends_wrong_keys_again_and_again_is_held_up(database_url: str) -> None:
+    with limited(database_url) as api:
+        codes: list[int] = []
+        while 429 not in codes and len(codes) < 20 * FAILURES_BURST:
+            codes.append(api.http.get("/v1/session", headers=bearer(credentials.new_key())).status_code)
+        assert set(codes[:-1]) == {401} and len(codes) > FAILURES_BURST
+        # A right key is held up too: telling it from a wrong one is what costs.
+        assert api.http.get("/v1/session", headers=bearer(ADMIN_KEY)).status_code == 429
 
 
-def test_the_local_admin_is_not_limited(api: Api) -> None:
-    assert {api.http.get("/healthz").status_code for _ in range(2100)} == {200}
+def test_where_no_keys_are_asked_for_nobody_is_limited(database_url: str) -> None:
+    with serving(database_url, rate_per_address=0.1, rate_per_key=0.1) as api:
+        assert {api.http.get("/v1/session").status_code for _ in range(12)} == {200}

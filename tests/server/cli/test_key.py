@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,8 @@ def test_up_speaks_to_itself_on_loopback_as_its_admin(tmp_path: Path) -> None:
 
 
 def test_the_link_names_the_address_that_browsers_see(guarded: Api, tmp_path: Path) -> None:
-    client = Client(str(guarded.http.base_url), ADMIN_KEY)
     settings = Settings(require_keys=True, admin_key=ADMIN_KEY, public_url="https://lab.example/")
-    link = login_link(Plan(settings, tmp_path), client)
+    with closing(Client(str(guarded.http.base_url), ADMIN_KEY)) as client:
+        link = login_link(Plan(settings, tmp_path), client)
     assert link.startswith("https://lab.example/login?token=")
     assert guarded.http.get(link.removeprefix("https://lab.example")).status_code == 303
