@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 from effillm_server.catalog.facts import HardwareFacts, ModelFacts, model_key
 from effillm_server.contract.base import CONTRACT_VERSION
@@ -292,7 +293,7 @@ def _infeasible(
     point: _Point, models: Mapping[str, ModelFacts], hardware: Mapping[str, HardwareFacts]
 ) -> Verdict | None:
     facts = hardware.get(point.hardware)
-    unsupported: Mapping[str, str] = facts.unsupported if facts is not None else {}
+    unsupported: Mapping[Any, str] = {} if facts is None else facts.unsupported
     if (method := method_of(point.quantization)) in unsupported:
         return InfeasibleReason.UNSUPPORTED, unsupported[method]
     window = _facts(point.model, models).context_window

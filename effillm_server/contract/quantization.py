@@ -56,7 +56,7 @@ class Option:
 
 
 _TEXT = Option("@", "text")
-_GROUP = {-1: "all"}
+_GROUP: dict[Value, str] = {-1: "all"}
 
 METHODS: dict[str, dict[str, Option]] = {
     "fp32": {},

@@ -62,8 +62,8 @@ class TransformersEngine:
                 self._config = _config(self._source)
                 self._method.accept(self._config, self._source)
             once_s = time.monotonic() - begin if is_made or found.synthetic else 0.0
-            self._load_options = self._method.options(request.cell.dtype)
             self._method.start(request.device, request.cell.dtype)
+            self._load_options = self._method.options(request.cell.dtype)
             begin = time.monotonic()
             if request.device == "cpu":
                 rehearse(torch, request.cell.dtype, self._load_options)

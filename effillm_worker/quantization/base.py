@@ -114,6 +114,10 @@ class Method:
         """Whether this module's matrix is stored the method's way."""
         return self.packed(module) is not None
 
+    def kernel(self, module: Any) -> str:
+        """What multiplies by this module's matrix: its class, where that says it."""
+        return type(module).__name__
+
     @property
     def theoretical_bits(self) -> float | None:
         """Bits of one quantized weight without scales; None where a plan decides."""
@@ -172,7 +176,7 @@ def quantized(method: Method, model: Any) -> dict[str, Any]:
         if method.is_quantized(module):
             packed = method.packed(module)
             weights += method.stored(module.weight).weights if packed is None else packed.weights
-            layers[type(module).__name__] += 1
+            layers[method.kernel(module)] += 1
             modules[pattern] += 1
         elif hasattr(module, "in_features") or type(module).__name__ == "Conv1D":
             kept[pattern] += 1

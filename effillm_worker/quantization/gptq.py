@@ -51,6 +51,8 @@ class Gptq(base.Method):
         self._about: dict[str, Any] = {}
 
     def check(self, device: str, dtype: str) -> None:
+        # One of the kernels is compiled at its first product; a pool of compilers would stay beside the measurement.
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
         self._library = library()
         if self._library == "gptqmodel":
             base.require(("optimum", "accelerate"), f"{self.name} by GPTQModel", extra="gptq")

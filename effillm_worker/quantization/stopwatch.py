@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ def timed(owner: Any, name: str) -> Iterator[Spent]:
 
     spent, lock = Spent(), threading.Lock()
     original = getattr(owner, name)
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait: Callable[[], Any] = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
 
     def watched(*arguments: Any, **named: Any) -> Any:
         begin = time.monotonic()

@@ -11,23 +11,23 @@ from typing import Any
 import pytest
 import torch
 
-from effillm_server.contract.evidence import Quantized
-from effillm_server.contract.outcome import LoadedModel
-from effillm_worker import weights
 from effillm_worker.engines.base import LoadRequest, Unsupported
 from effillm_worker.engines.transformers import TransformersEngine
-from tests.support.child import TINY_NEOX
 from tests.support.fake_engine import cell
-
-WIDTH, INNER, WORDS, LAYERS = 128, 512, 512, 2
-ARCHITECTURE = TINY_NEOX | {"hidden_size": WIDTH, "intermediate_size": INNER, "vocab_size": WORDS}
-IDS = torch.arange(3, 60).unsqueeze(0)
-# Matrices of a layer: (rows, columns) = (out, in).
-MATRICES = [(3 * WIDTH, WIDTH), (WIDTH, WIDTH), (INNER, WIDTH), (WIDTH, INNER)] * LAYERS
-LINEAR = sum(rows * columns for rows, columns in MATRICES)
-ROWS = sum(rows for rows, _ in MATRICES)
-BIASES, NORMS = ROWS, 2 * WIDTH * (2 * LAYERS + 1)
-REST = 4 * (2 * WORDS * WIDTH + BIASES + NORMS)
+from tests.support.loading import (
+    ARCHITECTURE,
+    LAYERS,
+    LINEAR,
+    MATRICES,
+    REST,
+    ROWS,
+    WIDTH,
+    WORDS,
+    folder,
+    load,
+    logits,
+    own_path,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,31 +43,6 @@ def _as_it_was() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
-
-
-def load(cache: Path, label: str, **changes: Any) -> tuple[Any, LoadedModel, Quantized]:
-    request = LoadRequest(
-        cell=cell(quantization=label, **changes), threads=1, device="cpu", cache_dir=str(cache), architecture=ARCHITECTURE
-    )  # fmt: skip
-    engine = TransformersEngine()
-    engine.start(request)
-    found = engine.load(request)
-    return engine._model, found, Quantized.model_validate(found.details["quantization"])
-
-
-def own_path(cache: Path, **options: Any) -> torch.Tensor:
-    """Logits of the same checkpoint as transformers loads it by itself."""
-    from transformers import AutoModelForCausalLM
-
-    folder = weights.synthetic(ARCHITECTURE, "lab/tiny", cache)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": "cpu"}, **options)
-    return logits(model.eval())
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(IDS).logits
-    return found
 
 
 BLOCKS = LINEAR // 64
@@ -112,8 +87,7 @@ def test_evidence_names_the_layers_their_kernel_and_what_it_took(
     assert list(evidence.kept.values()) == [1]  # the output head
     assert (evidence.method, evidence.theoretical_bits) == (label, bits)
     assert evidence.seconds is not None and 0 < evidence.seconds < 60
-    folder = weights.synthetic(ARCHITECTURE, "lab/tiny", cache)
-    assert evidence.disk_bytes == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert evidence.disk_bytes == sum(path.stat().st_size for path in folder(cache).glob("*.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -150,8 +124,7 @@ def test_uniform_output_is_that_of_the_weights_its_codes_stand_for(cache: Path) 
     from effillm_worker.quantization.codes import dequantize, quantize
 
     model, _, _ = load(cache, "uniform-b5-channel")
-    folder = weights.synthetic(ARCHITECTURE, "lab/tiny", cache)
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    plain = AutoModelForCausalLM.from_pretrained(folder(cache), dtype=torch.float32).eval()
     with torch.no_grad():
         for name, module in plain.named_modules():
             if isinstance(module, torch.nn.Linear) and "layers" in name:
@@ -164,9 +137,9 @@ def test_a_checkpoint_that_is_stored_quantized_is_not_measured_under_another_nam
 
     config = GPTNeoXConfig(**{key: value for key, value in ARCHITECTURE.items() if key != "model_type"})
     config.quantization_config = {"quant_method": "gptq", "bits": 4, "group_size": 128}
-    folder = tmp_path / "models" / "lab" / "packed"
-    config.save_pretrained(folder)
-    (folder / "model.safetensors").write_bytes(b"")
+    packed = tmp_path / "models" / "lab" / "packed"
+    config.save_pretrained(packed)
+    (packed / "model.safetensors").write_bytes(b"")
     request = LoadRequest(
         cell=cell(model="lab/packed", weights="pretrained"), threads=1, device="cpu", cache_dir=str(tmp_path),
         model_root=str(tmp_path / "models"),
