@@ -25,7 +25,7 @@ from tests.support.ledger import child, declaration, fingerprint, measured, samp
 
 CLASS = "cpu"
 BOOT = "boot"
-BATCHES, LENGTHS = 64, 64
+BATCHES, LENGTHS = 50, 80
 PER_MODEL = BATCHES * LENGTHS
 # As the servers this is meant for, and as `effillm up` starts its own; fsync is on.
 SETTINGS = "max_connections = 400\nshared_buffers = 512MB\nmax_wal_size = 4GB\n"
@@ -76,7 +76,7 @@ def own_database(url: str) -> Iterator[str]:
 
 
 def definition(cells: int) -> SweepDefinition:
-    """A sweep of `cells` cells or a few more: a load group for every 4,096 of them."""
+    """A sweep of `cells` cells or a few more: a load group for every 4,000 of them."""
     models = math.ceil(cells / PER_MODEL)
     lengths = LENGTHS if models > 1 else max(1, math.ceil(cells / BATCHES))
     return SweepDefinition.model_validate({
