@@ -95,7 +95,7 @@ def test_rows_survive_the_kill_of_every_service_and_the_box_going_down_and_up(he
     wait(here, "the sweep's end", lambda: here.get(f"/v1/sweeps/{sweep['id']}")["state"] == "finished")
     rows = results(here, sweep["id"])
     assert [row["state"] for row in rows] == ["measured"] * ROWS
-    assert len({row["job_id"] for row in rows}) == ROWS
+    assert len({row["job"] for row in rows}) == ROWS
     key, token = here.secret("the admin key"), here.secret("Ray's token")
 
     here.compose("restart")
