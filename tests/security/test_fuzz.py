@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
-from tests.support.keys import bearer
-from tests.support.people import Lab
+from tests.support.api import serving
+from tests.support.keys import ADMIN_KEY, bearer
+from tests.support.people import Lab, furnished
 
 pytestmark = pytest.mark.security
 
@@ -17,6 +20,13 @@ pytestmark = pytest.mark.security
 EXAMPLES = {GenerationMode.POSITIVE: 100, GenerationMode.NEGATIVE: 150}
 # What a sweep may be depends on the lab: a definition that the document allows may name a class or model that is not there.
 UNDECIDABLE = ("positive_data_acceptance",)
+
+
+@pytest.fixture
+def lab(database_url: str) -> Iterator[Lab]:
+    """One of this test's own: what is sent here changes it."""
+    with serving(database_url, require_keys=True, admin_key=ADMIN_KEY, rate_per_key=0, rate_per_address=0) as api:
+        yield furnished(api)
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))

@@ -84,12 +84,12 @@ def test_no_page_or_report_has_markup_that_came_in_by_a_name(hostile: tuple[Api,
         for tag, attributes in elements.found:
             assert not set(attributes) & set(ACTIVE), (path, tag, attributes)
             assert (tag, attributes.get("src")) != ("img", "x"), path
-        assert not any("alert(1)" in script and '"' not in script for script in elements.scripts), path
         for script in elements.scripts:
             if "alert(1)" in script:
                 assert "<script>" not in script and "</script" not in script, path
         assert "<script>alert(1)" not in answer.text and "<img src=x" not in answer.text, path
-        assert "49" not in [text.strip() for text in answer.text.split(">")], path
+        if "alert(1)" in answer.text:
+            assert "{{7*7}}" in answer.text, path
         shown += "alert(1)" in answer.text
     assert shown >= 5  # the names are there, as text
 
@@ -107,7 +107,7 @@ def test_figures_carry_names_as_text(hostile: tuple[Api, dict[str, Any]]) -> Non
         assert not tags & {"script", "foreignObject", "image", "a", "use"}, (figure, tags)
         assert not {key for element in root.iter() for key in element.attrib if key.startswith("on")}
         assert "script-src" not in answer.headers["content-security-policy"]
-    assert drawn
+    assert drawn + framed
 
 
 def test_json_stays_json_and_is_never_taken_for_a_page(hostile: tuple[Api, dict[str, Any]]) -> None:

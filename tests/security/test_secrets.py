@@ -19,10 +19,8 @@ from effillm_server.ledger import tables
 from effillm_server.ledger.engine import connect
 from effillm_server.settings import Settings
 from effillm_worker.bench import Bench
-from effillm_worker.isolate import Child
-from effillm_worker.messages import Open
 from tests.support.fake_engine import cell
-from tests.support.isolation import device, spec
+from tests.support.isolation import device, opening, started
 from tests.support.keys import bearer
 
 ADMIN_KEY = "planted-admin-key-0123456789-abcdefghij"
@@ -138,11 +136,8 @@ def test_a_setting_that_cannot_be_is_refused_without_its_value(name: str, databa
 
 @pytest.mark.parametrize("behaviour", ["tell_on_stderr", "tell_by_report"])
 def test_what_a_child_says_of_its_token_reaches_no_outcome(tmp_path: Path, behaviour: str) -> None:
-    child = Child.start(spec(tmp_path, behaviour, environment={"HF_TOKEN": HUB_TOKEN}))
-    try:
-        outcome = child.open(Open(cell=cell(), threads=1, device="cpu", cache_dir="cache"), PATIENCE_S)
-    finally:
-        child.destroy()
+    with started(tmp_path, behaviour, environment={"HF_TOKEN": HUB_TOKEN}) as child:
+        outcome = child.open(opening(), PATIENCE_S)
     said = repr(outcome)
     assert "could not download" in said or "Unauthorized" in said, said
     assert "***" in said

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-from effillm_server.api import examples
+from effillm_server.api import examples, insight_examples
 from effillm_server.api.app import create_app
 from effillm_server.ledger.engine import connect
 from effillm_server.settings import Settings
@@ -47,7 +47,7 @@ class Operation:
         """Arguments of httpx.Client.request, `ids` in the place of the parameters."""
         values: dict[str, object] = {
             "sweep_id": examples.SWEEP_ID, "job_id": examples.JOB_ID, "device_id": examples.DEVICE_ID, "key_id": 999,
-            "name": "heatmap-throughput", "format": "json",
+            "name": insight_examples.FIGURE, "format": "json",
         }  # fmt: skip
         values |= ids
         url = re.sub(r"{(\w+)(:path)?}", lambda match: str(values[match[1]]), self.path)
