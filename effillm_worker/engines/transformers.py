@@ -249,12 +249,15 @@ class TransformersEngine:
         )
 
     def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         source = self._context.source  # a checkpoint made here has none of its own
-        return AutoTokenizer.from_pretrained(
-            source.location, revision=self._request.cell.revision, trust_remote_code=False
-        )
+        arguments = {"revision": self._request.cell.revision, "trust_remote_code": False}
+        try:
+            return AutoTokenizer.from_pretrained(source.location, **arguments)
+        except ValueError:
+            # An earlier transformers does not know the class a later one wrote down; the tokenizer's own file is the same.
+            return PreTrainedTokenizerFast.from_pretrained(source.location, **arguments)
 
     def _describe(self, facts: Mapping[str, Any] = MappingProxyType({})) -> LoadedModel:
         stored = account(self._method, self._model)

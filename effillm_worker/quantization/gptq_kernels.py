@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from effillm_worker.engines.base import Unsupported
+from effillm_worker.engines.checkpoint import folder_of
 from effillm_worker.quantization.base import Packed
+from effillm_worker.quantization.spelling import missing
+from effillm_worker.weights import Source
 
 # The label's names of GPTQModel's kernels.
 BACKENDS = {"auto": "auto", "torch": "gptq_torch", "aten": "gptq_torch_aten", "fused": "gptq_torch_fused"}
@@ -81,7 +84,21 @@ def by_autogptq(location: str, arguments: Mapping[str, Any]) -> Any:
         revision=arguments.get("revision"),
         local_files_only=bool(arguments.get("local_files_only", False)),
     )
+    folder = folder_of(Source(location, dict(arguments)))
+    lacking = [] if folder is None else missing(folder, wrapped.model.state_dict(), _tied(wrapped.model))
+    if lacking:
+        # Its loader would leave them as they happen to be, and every number after that would mean nothing.
+        raise Unsupported(
+            f"the checkpoint has no tensor {lacking[0]} (and {len(lacking) - 1} more) under the names this runtime's transformers "
+            "uses: it was written by another version of the library"
+        )
     return wrapped.model
+
+
+def _tied(model: Any) -> set[str]:
+    """Names of tensors that are another one under a second name."""
+    tied = model.config.tie_word_embeddings
+    return set(getattr(model, "_tied_weights_keys", None) or ()) if tied else set()
 
 
 def run_once(model: Any) -> None:

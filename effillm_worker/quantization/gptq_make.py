@@ -11,6 +11,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from effillm_worker.quantization.spelling import rename, respelled, tensors_of
+
 ABOUT = "effillm.json"
 CANNOT = 3  # exit code: the library has no way for this model, and says why on the last line
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt"]
@@ -34,6 +36,8 @@ def main() -> int:
                 begin = time.monotonic()
                 {"gptqmodel": by_gptqmodel, "auto_gptq": by_autogptq}[job["library"]](model, job)
                 seconds = time.monotonic() - begin
+                out = Path(job["out"])
+                rename(out, respelled(tensors_of(out), tensors_of(Path(model))))
     except (Cannot, NotImplementedError, TypeError, ValueError) as error:
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return CANNOT
