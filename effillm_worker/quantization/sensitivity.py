@@ -23,7 +23,7 @@ from effillm_worker.weights import written_once
 FORMAT = 1
 # More bits do too little harm to be told from rounding; it falls by four with each bit, as the power of the error does.
 MEASURED = (2, 3, 4)
-TOKENS = 1024
+TOKENS = 2048
 MIN_TOKENS = 256
 LONGEST = 256
 WORST = 1e6

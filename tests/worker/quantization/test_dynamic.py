@@ -29,7 +29,7 @@ def test_plan_is_stored_keeps_its_budget_and_says_what_it_rests_on(bed: Bed) -> 
     assert set(facts["plan"]) == set(linear_layers(bed.load()))
     assert len(set(facts["plan"].values())) > 1  # the layers differ, and so do their bits
     assert facts["calibration"]["text"] == "calibration.txt"
-    assert facts["calibration"]["tokens"] == 1024
+    assert facts["calibration"]["tokens"] == 2048
     assert said["seconds"] > 0
 
 
@@ -145,7 +145,7 @@ def test_a_text_that_is_not_there_is_named(bed: Bed) -> None:
 def test_dynamic_beats_uniform_bits_at_equal_memory_on_held_out_text(tmp_path: Path) -> None:
     won = 0
     for seed in range(3):
-        bed = Bed.make(tmp_path / str(seed), seed=seed)
+        bed = Bed.make(tmp_path / str(seed), "full", seed)
         uniform, _ = bed.convert("uniform-b3-channel")
         weights = sum(layer.weight.numel() for layer in linear_layers(bed.load()).values())
         share = linear_bytes("uniform-b3-channel", uniform) / (2 * weights)

@@ -92,7 +92,7 @@ def test_text_that_is_too_short_to_train_on_says_how_long_it_must_be(bed: Bed) -
 def test_qat_beats_post_training_quantization_at_3_bits_on_held_out_text(tmp_path: Path, text: str) -> None:
     won = 0
     for seed in range(3):
-        bed = Bed.make(tmp_path / str(seed), seed=seed)
+        bed = Bed.make(tmp_path / str(seed), "full", seed)
         rounded, _ = bed.convert("uniform-b3-channel")
         tuned, _ = bed.convert(f"qat-b3{text}")
         print(seed, bed.nll(bed.load()), bed.nll(rounded), bed.nll(tuned))
