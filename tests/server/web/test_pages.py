@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from effillm_server.api import examples
+from effillm_server.web.assets import assets
 from effillm_server.web.templating import POLICY
 from tests.server.web.conftest import Lab
 from tests.support.api import Api
@@ -87,7 +88,9 @@ def test_a_first_visit_of_any_page_loads_less_than_300_kb_beside_the_chart_libra
         loaded = [at["src"] for at in markup.all("script")] + [at["href"] for at in markup.all("link")]
         own = [address for address in loaded if "/vega" not in address]
         assert len(own) >= 4
-        size = len(page) + sum(len(lab.api.http.get(address).content) for address in own)
+        size = len(page.encode()) + sum(
+            len(assets()[address.split("?")[0].removeprefix("/static/")].content) for address in own
+        )
         assert size < LARGEST_BYTES, path
     lab.api.http.post(f"/v1/sweeps/{large['id']}/cancel")
 

@@ -22,6 +22,10 @@ def browser(lab: Lab) -> Iterator[httpx.Client]:
         yield client
 
 
+def origin(browser: httpx.Client) -> str:
+    return str(browser.base_url).rstrip("/")
+
+
 def link(lab: Lab) -> str:
     return str(lab.api.http.post("/v1/session/links").json()["path"])
 
@@ -34,7 +38,7 @@ def test_the_link_signs_a_browser_in_once(lab: Lab, browser: httpx.Client) -> No
     assert "httponly" in cookie
     assert "samesite=lax" in cookie
     assert "Sign out" in browser.get("/sweeps").text
-    again = httpx.get(f"{browser.base_url}{path.lstrip('/')}", headers=HTML, trust_env=False)
+    again = httpx.get(f"{origin(browser)}{path}", headers=HTML, trust_env=False)
     assert again.status_code == 401
     assert "has been used" in Markup.of(again.text).text
 
@@ -64,7 +68,7 @@ def test_signing_out_ends_the_session(lab: Lab, browser: httpx.Client) -> None:
     cookies = dict(browser.cookies)
     left = browser.post("/logout", data={"csrf": token})
     assert (left.status_code, left.headers["location"]) == (303, "/login")
-    stale = httpx.get(f"{browser.base_url}sweeps", cookies=cookies, headers=HTML, trust_env=False)
+    stale = httpx.get(f"{origin(browser)}/sweeps", cookies=cookies, headers=HTML, trust_env=False)
     assert "Sign out" not in stale.text
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from effillm_server.api import examples
 from effillm_server.figures import FIGURES
+from effillm_server.web import sweeps
 from tests.server.web.conftest import Lab
 from tests.support.pages import HOSTILE, Markup
 
@@ -16,12 +19,14 @@ def test_the_list_shows_how_far_each_sweep_is(lab: Lab) -> None:
     assert "local admin" in text
 
 
-def test_the_list_goes_on_where_a_page_ends(lab: Lab) -> None:
-    made = [lab.api.submit(**WAITING)["id"] for _ in range(26)]
+def test_the_list_goes_on_where_a_page_ends(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "ON_A_PAGE", 2)
+    made = [lab.api.submit(**WAITING)["id"] for _ in range(3)]
     first = Markup.of(lab.page("/sweeps"))
     (older,) = first.all("a", rel="next")
-    shown = {at["href"] for page in (first, Markup.of(lab.page(older["href"]))) for at in page.all("a")}
-    assert {f"/sweeps/{sweep}" for sweep in made} <= shown
+    shown = [{at["href"] for at in page.all("a")} for page in (first, Markup.of(lab.page(older["href"])))]
+    assert not {f"/sweeps/{sweep}" for sweep in made} <= shown[0]
+    assert {f"/sweeps/{sweep}" for sweep in made} <= shown[0] | shown[1]
     for sweep in made:
         lab.api.http.post(f"/v1/sweeps/{sweep}/cancel")
 
@@ -89,9 +94,11 @@ def test_a_finished_sweep_is_neither_cancelled_nor_retried(lab: Lab) -> None:
 
 def test_every_download_of_the_page_is_served(lab: Lab) -> None:
     links = [at["href"] for at in Markup.of(lab.page(f"/sweeps/{lab.sweep}")).all("a") if at["href"].startswith("/v1/")]
-    assert len(links) == 4
-    for link in links:
-        assert lab.api.http.get(link).status_code == 200, link
+    *rows, report = links
+    assert [link.rpartition("=")[2] for link in rows] == ["csv", "json", "parquet"]
+    for link in rows:
+        assert "attachment" in lab.api.http.get(link).headers["content-disposition"], link
+    assert report == f"/v1/sweeps/{lab.sweep}/report.html"
 
 
 def test_findings_name_the_cells_they_rest_on(lab: Lab) -> None:
