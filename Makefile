@@ -31,8 +31,8 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest
 
-# What runs GPTQ and torchao. GPTQModel pins a numpy of its own and runs with ours, so it goes in without its dependencies.
-GPTQ_NEEDS := optimum datasets defuser device-smi logbar ninja pillow pypcre threadpoolctl tokenicer torchao
+# What runs GPTQ, torchao and tasks of lm-evaluation-harness. GPTQModel pins a numpy of its own and runs with ours, so it goes in without its dependencies.
+GPTQ_NEEDS := optimum datasets defuser device-smi logbar ninja pillow pypcre threadpoolctl tokenicer torchao lm_eval
 setup-quantization: $(VENV)/.quantization
 
 $(VENV)/.quantization: $(VENV)/.installed

@@ -20,7 +20,7 @@ SPOKES: dict[str, tuple[str, str, bool]] = {
     "memory": ("memory_gb", "peak memory, GB", False),
     "throughput": ("throughput_tok_s", "throughput, tokens/s", True),
     "latency": ("ttft_s", "time to first token, s", False),
-    "quality": ("quality_kept", "quality kept", True),
+    "quality": ("quality_kept", "quality kept, of the unquantized", True),
     "energy": ("energy_per_token_j", "energy, J per token", False),
 }
 RINGS = (0.25, 0.5, 0.75, 1.0)
