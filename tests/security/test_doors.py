@@ -23,6 +23,7 @@ ADMIN = {
     "POST /v1/devices/{device_id}/undrain", "POST /devices/{device_id}/drain", "POST /devices/{device_id}/undrain",
 }  # fmt: skip
 ADMIN_PAGES = ("/keys", "/audit")
+SUBMITTING_PAGES = {"GET /sweeps/new"}
 # Changes that any reader may ask for, because nothing is changed.
 READING_POSTS = {"POST /v1/recommendations"}
 
@@ -33,6 +34,8 @@ def needed(operation: Operation) -> Scope | None:
         return None
     if str(operation) in ADMIN or operation.path.startswith(ADMIN_PAGES):
         return Scope.ADMIN
+    if str(operation) in SUBMITTING_PAGES:
+        return Scope.SUBMIT
     if operation.method == "GET" or str(operation) in READING_POSTS:
         return Scope.READ
     return Scope.SUBMIT

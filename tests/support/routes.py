@@ -17,7 +17,7 @@ from effillm_server.settings import Settings
 
 # What a request needs beside its path, so that only who asks is in question.
 QUERIES: dict[str, dict[str, str]] = {
-    "/v1/compare": {"a": "{sweep_id}", "b": "{sweep_id}"},
+    "/v1/compare": {"a": "{sweep_id}:batch_size=1", "b": "{sweep_id}:batch_size=4"},
     "/v1/events": {"follow": "false", "after": "0"},
 }
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
