@@ -145,7 +145,8 @@ def test_what_a_child_says_of_its_token_reaches_no_outcome(tmp_path: Path, behav
 
 
 @pytest.mark.parametrize(("changes", "needs"), [
-    ({"weights": "pretrained"}, True), ({"weights": "synthetic", "model": "facebook/opt-125m"}, False), ({"weights": "pretrained", "engine": "simulated"}, False),
+    ({"weights": "pretrained"}, True), ({"weights": "synthetic", "model": "facebook/opt-125m"}, False),
+    ({"weights": "pretrained", "engine": "simulated"}, False),
     ({"weights": "pretrained", "model": "lab/here"}, False), ({"weights": "synthetic", "model": "org/unknown"}, True),
 ])  # fmt: skip
 def test_the_hubs_token_goes_to_a_child_that_must_download_and_to_no_other(
