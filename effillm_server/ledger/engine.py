@@ -32,6 +32,9 @@ FRESH_S = 0.2
 SERVER_KEEPALIVES = (
     "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 -c tcp_user_timeout=10000"
 )
+# An actor looks for single rows only. Plans are made once per session; made while a table had one page they would walk through
+# it when it has a thousand, until somebody analyses it.
+POINT_LOOKUPS = " -c enable_seqscan=off"
 MIGRATION_LOCK = 0x0EFF111
 
 
@@ -52,7 +55,7 @@ def connect(url: str, role: Role) -> Engine:
     timeouts = (
         f"-c statement_timeout={STATEMENT_TIMEOUT_S[role] * 1000}"
         f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_S[role] * 1000}"
-        f" {SERVER_KEEPALIVES}"
+        f" {SERVER_KEEPALIVES}{POINT_LOOKUPS if role in ('worker', 'fleet') else ''}"
     )
     arguments = {
         "application_name": f"effillm-{role}",

@@ -10,12 +10,14 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from effillm_server.errors import BadInput, Unavailable
-from effillm_server.ledger.engine import configuration, connect, migrate, schema_state
+from effillm_server.ledger.engine import Role, configuration, connect, migrate, schema_state
 from effillm_server.ledger.tables import metadata
+from tests.support.ledger import ledger
+from tests.support.waiting import until
 
 CATALOG = """
     SELECT 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
@@ -107,3 +109,43 @@ def test_a_database_that_does_not_answer_is_named_without_its_password() -> None
 def test_a_url_of_another_kind_is_refused_with_what_is_expected(url: str) -> None:
     with pytest.raises(BadInput, match="postgresql://"):
         connect(url, "api")
+
+
+@pytest.mark.parametrize(("role", "shown"), [("worker", "off"), ("fleet", "off"), ("api", "on")])
+def test_who_looks_for_single_rows_never_walks_through_a_table(database_url: str, role: Role, shown: str) -> None:
+    with ledger(database_url, role) as engine, engine.connect() as connection:
+        assert connection.exec_driver_sql("SHOW enable_seqscan").scalar_one() == shown
+
+
+def test_an_actors_connection_that_died_while_it_was_idle_is_replaced_unseen(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("effillm_server.ledger.engine.FRESH_S", 0.0)
+    with ledger(database_url, "worker") as engine, ledger(database_url) as other:
+        first = _end_session_of(engine, other)
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one() != first
+
+
+def test_one_that_was_used_a_moment_ago_is_not_asked_and_fails_once(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("effillm_server.ledger.engine.FRESH_S", 3600.0)
+    with ledger(database_url, "worker") as engine, ledger(database_url) as other:
+        _end_session_of(engine, other)
+        with engine.connect() as connection, pytest.raises(OperationalError):
+            connection.exec_driver_sql("SELECT 1")
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("SELECT 1").scalar_one() == 1
+
+
+def _end_session_of(engine: Engine, other: Engine) -> int:
+    """The session in the pool of `engine`, ended by somebody else."""
+    with engine.connect() as connection:
+        pid = int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+    with other.connect() as connection:
+        connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+        connection.commit()
+        gone = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
+        until("the session is gone", lambda: connection.execute(gone, {"pid": pid}).scalar_one() == 0, within_s=10)
+    return pid
