@@ -17,6 +17,7 @@ from effillm_server.errors import BadInput, Unavailable
 
 ANSWER_WITHIN_S = 5.0
 NODE_LABEL = "effillm.io/node"
+START_LABEL = "effillm.io/start"
 CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 
@@ -98,12 +99,13 @@ def is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-def is_registered(address: str, node: str) -> bool:
-    """Whether the head counts a node with this name among the living."""
+def is_registered(address: str, start: str) -> bool:
+    """Whether the head counts the node of this start among the living. Its name would not do: after a crash the head believes
+    in the node before for half a minute."""
     from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
     nodes = _gcs(address).get_all_node_info().values()
-    return any(info.state == GcsNodeInfo.ALIVE and info.labels.get(NODE_LABEL) == node for info in nodes)
+    return any(info.state == GcsNodeInfo.ALIVE and info.labels.get(START_LABEL) == start for info in nodes)
 
 
 def use_token(environment: MutableMapping[str, str], path: Path | None) -> None:

@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -104,29 +105,32 @@ class Node:
         return 0
 
     def _start_and_wait(self) -> int:
+        start = secrets.token_hex(8)
         self._ray = subprocess.Popen(
-            _command(self._plan),
+            _command(self._plan, start),
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-        announcing = threading.Thread(target=self._announce, args=(self._ray,), daemon=True)
+        announcing = threading.Thread(target=self._announce, args=(self._ray, start), daemon=True)
         announcing.start()
         code = self._ray.wait()
         announcing.join(ANNOUNCE_ENDS_WITHIN_S)
         self._plan.ready_file.unlink(missing_ok=True)
         return 0 if self._stopping.is_set() else code
 
-    def _announce(self, ray: subprocess.Popen[bytes]) -> None:
-        """Say on stdout, in one line, that the head counts this node among the living."""
+    def _announce(self, ray: subprocess.Popen[bytes], start: str) -> None:
+        """Say on stdout, in one line, that the head counts this node among the living: this start of it, not one before
+        that the head still believes in."""
         while ray.poll() is None:
             try:
-                joined = head.is_registered(self._plan.head_address, self._plan.name)
+                joined = head.is_registered(self._plan.head_address, start)
             except Exception:  # noqa: BLE001 - Ray's client raises anything while the head is coming up
                 joined = False
             if joined:
                 devices = [device.id for device in self._plan.devices]
+                self._plan.ready_file.parent.mkdir(parents=True, exist_ok=True)
                 self._plan.ready_file.touch()
                 fields = {"node": self._plan.name, "head": self._plan.head_address, "devices": devices}
                 return write(sys.stdout, "node.ready", fields)
@@ -295,13 +299,13 @@ def _environment(settings: Settings, token: Path | None, declarations: Path) -> 
     return environment
 
 
-def _command(plan: Plan) -> list[str]:
+def _command(plan: Plan, start: str) -> list[str]:
     place = ["--head", f"--port={plan.port}"] if plan.address is None else [f"--address={plan.address}"]
     if plan.address is None:
         place += ["--include-dashboard=false", f"--ray-client-server-port={head.free_port()}"]
         place += [] if plan.has_monitor else ["--no-monitor"]
     classes = sorted({device.hardware_class for device in plan.devices})
-    labels = {head.NODE_LABEL: plan.name, HARDWARE_LABEL: "_".join(classes)[:63] or "none"}
+    labels = {head.NODE_LABEL: plan.name, head.START_LABEL: start, HARDWARE_LABEL: "_".join(classes)[:63] or "none"}
     return [
         sys.executable, "-m", "ray.scripts.scripts", "start", *place, "--block", "--disable-usage-stats", "--log-color=false",
         # Nothing but our actors runs here, and they ask for no CPU of Ray's.

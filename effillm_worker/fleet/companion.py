@@ -21,10 +21,12 @@ BAD_INPUT_EXIT = 2
 
 
 class Companion:
-    """`python -m effillm_worker.node` with the given options."""
+    """`python -m effillm_worker.node`, unless another program is named, with the given options."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self._arguments = tuple(arguments)
+    def __init__(
+        self, arguments: Sequence[str], program: Sequence[str] = (sys.executable, "-m", "effillm_worker.node")
+    ) -> None:
+        self._command = (*program, *arguments)
         self._is_ready = threading.Event()
         self._is_stopping = False
         self._node: subprocess.Popen[str] | None = None
@@ -33,7 +35,7 @@ class Companion:
     def start(self) -> None:
         """Returns when the node counts among the living. Raises BadInput or Unavailable when it does not come to that."""
         node = subprocess.Popen(
-            [sys.executable, "-m", "effillm_worker.node", *self._arguments],
+            self._command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,

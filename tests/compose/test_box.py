@@ -48,6 +48,8 @@ def test_a_box_comes_up_with_a_key_of_its_own_and_says_nothing_secret(here: Box)
     assert password is not None
     assert password[1] not in said + seen
     assert httpx.get(f"{here.url}/v1/sweeps", trust_env=False).status_code == 401
+    page = httpx.get(f"{here.url}/login", trust_env=False)
+    assert (page.status_code, page.headers["content-type"].partition(";")[0]) == (200, "text/html")
 
 
 def test_only_the_apis_port_is_published(here: Box) -> None:
@@ -88,11 +90,18 @@ def test_rows_survive_the_kill_of_every_service_and_the_box_going_down_and_up(he
     sweep = created.raise_for_status().json()
     assert sweep["total"] == ROWS
     for service in ("worker", "api", "postgres", "fleet"):
+        wait(here, "the API answers", lambda: is_ready(here))
         before = measured(here, sweep["id"])
         wait(here, f"another row before {service} is killed", lambda seen=before: measured(here, sweep["id"]) > seen)
         docker("kill", here.container(service))
         here.compose("up", "-d")
     wait(here, "the sweep's end", lambda: here.get(f"/v1/sweeps/{sweep['id']}")["state"] == "finished")
+    for service in LONG_RUNNING:
+        wait(
+            here,
+            f"{service} is healthy",
+            lambda name=service: here.inspect(name)["State"]["Health"]["Status"] == "healthy",
+        )
     rows = results(here, sweep["id"])
     assert [row["state"] for row in rows] == ["measured"] * ROWS
     assert len({row["job"] for row in rows}) == ROWS

@@ -158,6 +158,27 @@ print(ray.get(look.remote()))
     assert "(['a100-head-0', 'a100-head-1'], None, '0')" in in_cluster(cluster, code)
 
 
+def test_a_cluster_offers_its_classes_and_keeps_what_it_is_asked_for(cluster: RayCluster) -> None:
+    """Without an autoscaler: the head keeps the request, which is what an autoscaler reads."""
+    code = f"""
+import json, ray
+from effillm_worker.fleet.pool import RayPool
+from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+from ray.experimental.internal_kv import _internal_kv_get
+pool = RayPool({cluster.address!r})
+pool.connect()
+for wanted in ([{{"effillm_class:t4": 1}}] * 2, []):
+    pool.request(wanted)
+    print(json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)))
+print(sorted((name, count) for name, count in ray.cluster_resources().items() if name.startswith("effillm_class")))
+"""
+    asked, released, offered = _python(cluster, code).splitlines()
+    assert asked == "[{'effillm_class:t4': 1}, {'effillm_class:t4': 1}]"
+    assert released == "[]"
+    assert "('effillm_class:a100', 2.0)" in offered
+    assert "('effillm_class:rtx-4090', 1.0)" in offered
+
+
 def test_a_python_other_than_the_heads_is_refused_by_a_real_head(cluster: RayCluster) -> None:
     """The head's own word about its version is changed; a second Python would have to be installed otherwise."""
     real = platform.python_version()

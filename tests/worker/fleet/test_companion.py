@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from effillm_server.errors import BadInput
 from effillm_worker.fleet import __main__ as fleet
-from effillm_worker.fleet.companion import Companion
+from effillm_worker.fleet.companion import FOLLOW_WITHIN_S, Companion
 from effillm_worker.head import free_port
 from tests.support.ray_cluster import LoggedProcess
 
@@ -38,7 +40,30 @@ def test_a_node_that_cannot_start_ends_the_fleet_with_its_reason(capfd: pytest.C
     assert companion.has_ended
 
 
-def test_a_fleet_and_its_own_node_end_together_whichever_ends_first(database_url: str, folder: Path) -> None:
+# A fleet that hangs in a call, beside a node that says it is ready and waits.
+HANGING = """
+import sys, threading
+from effillm_worker.fleet.companion import FOLLOW_WITHIN_S, Companion
+node = "import json, time; print(json.dumps({'event': 'node.ready'}), flush=True); time.sleep(600)"
+companion = Companion([], (sys.executable, "-c", node))
+companion.start()
+companion.watch(lambda: print("told", flush=True))
+threading.Event().wait()
+"""
+
+
+def test_a_fleet_follows_its_node_even_out_of_a_call_that_hangs() -> None:
+    fleet = subprocess.Popen([sys.executable, "-c", HANGING], stdout=subprocess.PIPE, text=True)
+    assert fleet.stdout is not None
+    with fleet.stdout as said:
+        assert "node.ready" in said.readline()
+        (node,) = psutil.Process(fleet.pid).children()
+        node.kill()
+        assert said.readline() == "told\n"
+    assert fleet.wait(3 * FOLLOW_WITHIN_S) == 1
+
+
+def test_a_fleet_that_is_told_to_stop_takes_its_node_with_it(database_url: str, folder: Path) -> None:
     port = free_port()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "EFFILLM_"))},
@@ -47,22 +72,12 @@ def test_a_fleet_and_its_own_node_end_together_whichever_ends_first(database_url
         "EFFILLM_RAY_ADDRESS": f"127.0.0.1:{port}",
     }
     options = ["--node", "--head", "--port", str(port), "--no-devices", "--temp-dir", str(folder / "ray")]
-    ready = folder / "ray/ready"
-
     started = LoggedProcess("fleet", "effillm_worker.fleet", options, environment, folder)
     started.wait_for("fleet.active")
-    assert ready.exists()
-    (node,) = [
-        child for child in psutil.Process(started.process.pid).children() if "effillm_worker.node" in child.cmdline()
-    ]
-    node.send_signal(signal.SIGTERM)
-    assert started.process.wait(60) == 1
-    assert started.events("companion.ended")
-    assert not ready.exists()
-
-    again = LoggedProcess("fleet", "effillm_worker.fleet", options, environment, folder)
-    again.wait_for("fleet.active")
-    below = psutil.Process(again.process.pid).children(recursive=True)
-    assert again.stop(signal.SIGTERM) == 0
+    assert (folder / "ray/ready").exists()
+    below = psutil.Process(started.process.pid).children(recursive=True)
+    assert any("effillm_worker.node" in process.cmdline() for process in below)
+    assert started.stop(signal.SIGTERM) == 0
     _, alive = psutil.wait_procs(below, timeout=10)
     assert alive == []
+    assert not (folder / "ray/ready").exists()

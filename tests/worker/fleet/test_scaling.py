@@ -1,9 +1,7 @@
-"""An autoscaling cluster is asked for classes that wait, and its idle devices are let go; with a recorded cluster and a real one."""
+"""An autoscaling cluster is asked for classes that wait, and its idle devices are let go; a real cluster is asked in test_node."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,12 +10,10 @@ from sqlalchemy import Engine
 from effillm_server.ledger import queries, queue
 from effillm_server.ledger.engine import connect
 from effillm_server.settings import Settings
-from effillm_worker import head
 from effillm_worker.fleet.loop import Fleet
 from effillm_worker.fleet.scaling import REPEAT_S, bundles
 from tests.support import ledger
 from tests.support.fake_pool import FakePool
-from tests.support.ray_cluster import ray_cluster
 
 IDLE_S = 30.0
 T4 = {"effillm_class:t4": 1}
@@ -141,34 +137,3 @@ def test_a_cluster_that_does_not_scale_is_asked_for_nothing(engine: Engine, pool
 
 def test_every_class_has_its_own_bundles() -> None:
     assert bundles({"t4": 1, "a100": 3, "cpu": 0}, 2) == [{"effillm_class:a100": 1}, {"effillm_class:a100": 1}, T4]
-
-
-CODE = """
-import json, ray
-from effillm_worker.fleet.pool import RayPool
-from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
-from ray.experimental.internal_kv import _internal_kv_get
-pool = RayPool({address!r})
-pool.connect()
-def asked():
-    return [one["resources"] if "resources" in one else one for one in json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL))]
-pool.request([{{"effillm_class:t4": 1}}, {{"effillm_class:t4": 1}}])
-print(asked())
-pool.request([])
-print(asked())
-print(sorted(name for name in ray.cluster_resources() if name.startswith("effillm_class")))
-"""
-
-
-def test_a_real_cluster_takes_note_of_the_request_and_offers_its_classes() -> None:
-    """Without an autoscaler: Ray's head keeps what is asked for, which is what an autoscaler reads."""
-    database = "postgresql://nobody@127.0.0.1:1/none"
-    with ray_cluster({"head": ["t4:2", "a100"]}, database) as cluster:
-        environment = dict(cluster.environment)
-        head.use_token(environment, head.token_file(cluster.data_dir))
-        code = CODE.format(address=cluster.address)
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        "[{'effillm_class:t4': 1}, {'effillm_class:t4': 1}]", "[]", "['effillm_class:a100', 'effillm_class:t4']"
-    ]  # fmt: skip
