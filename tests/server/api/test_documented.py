@@ -126,7 +126,7 @@ def test_every_example_works_and_is_answered_as_described(lab: Api) -> None:
     for method, path, operation in sorted(operations(described), key=lambda o: (o[0] != "get", "cancel" in o[1], o[1])):
         bodies = list(operation.get("requestBody", {}).get("content", {}).items())
         for media, holder in bodies or [(None, {})]:
-            answer = sent(lab, method, path, operation, (media, holder["example"]) if media else None)
+            answer = sent(lab, method, path, operation, (media, example_of(described, holder)) if media else None)
             assert answer.is_success, (method, path, answer.text)
             found = answer.headers["content-type"].partition(";")[0]
             content = operation["responses"][str(answer.status_code)]["content"]

@@ -14,7 +14,7 @@ from tests.support.api import Api, add_device, declaration, finish, lease, measu
 from tests.support.keys import ADMIN_KEY, bearer, make_key
 
 DASHBOARD = Path(__file__).parents[3] / "deploy/grafana/effillm.json"
-LINE = re.compile(r"(?P<name>[a-z_]+)(\{(?P<labels>[^}]*)\})? (?P<value>[0-9.e+-]+)")
+LINE = re.compile(r"(?P<name>[a-z_]+)(\{(?P<labels>.*)\})? (?P<value>[0-9.e+-]+)")
 
 
 def figures(api: Api) -> dict[str, float]:
