@@ -24,6 +24,8 @@ SPOKES: dict[str, tuple[str, str, bool]] = {
     "energy": ("energy_per_token_j", "energy, J per token", False),
 }
 RINGS = (0.25, 0.5, 0.75, 1.0)
+FARTHEST = 1.1  # where bars beyond the rim are cut, short of the labels
+WIDE = 1.75  # half the frame, in radii: the rim and a label on either side
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,7 @@ class Radar:
         best = ", ".join(f"{spoke} {_best(by_name, names, spoke)}" for spoke in spokes)
         caption = of.caption(
             f"rim: the best precision of each spoke ({best}); others by their ratio to it, so outside is better",
-            "bars along the spokes: 95 % intervals where there are any"
-            if any(c["low"] is not None for c in corners)
-            else "",
+            _bars_said(corners),
             f"not measured: {', '.join(missing)}" if missing else "",
             dropped,
             parts.also_measured(of),
@@ -135,7 +135,7 @@ def _corners(by_name: dict[str, Cell], name: str, names: list[str], spokes: list
         found.append({
             "series": name, "order": k, "spoke": spoke, "jobs": jobs, "reach": reach[0], "value": own.value, "low": low, "high": high,
             **_xy(reach[0] or 0.0, at), **({} if low is None or high is None else {
-                "lx": low * math.cos(at), "ly": low * math.sin(at), "hx": high * math.cos(at), "hy": high * math.sin(at)}),
+                **_xy(min(low, FARTHEST), at, "l"), **_xy(min(high, FARTHEST), at, "h")}),
         })  # fmt: skip
     return [*found, {**found[0], "order": len(spokes)}]
 
@@ -151,8 +151,16 @@ def _at(k: int, count: int) -> float:
     return math.pi / 2 - 2 * math.pi * k / count
 
 
-def _xy(reach: float, angle: float) -> dict[str, float]:
-    return {"x": reach * math.cos(angle), "y": reach * math.sin(angle)}
+def _xy(reach: float, angle: float, of: str = "") -> dict[str, float]:
+    return {f"{of}x": reach * math.cos(angle), f"{of}y": reach * math.sin(angle)}
+
+
+def _bars_said(corners: list[dict[str, Any]]) -> str:
+    highs = [corner["high"] for corner in corners if corner["high"] is not None]
+    if not highs:
+        return ""
+    cut = f", cut at {FARTHEST:.0%}" if max(highs) > FARTHEST else ""
+    return f"bars along the spokes: 95 % intervals where there are any{cut}"
 
 
 def _best(by_name: dict[str, Cell], names: list[str], spoke: str) -> str:
@@ -164,13 +172,13 @@ def _best(by_name: dict[str, Cell], names: list[str], spoke: str) -> str:
 def _radar(corners: list[dict[str, Any]], names: list[str], spokes: list[str], options: Options) -> Any:
     theme = parts.theme_of(options)
     count = len(spokes)
-    scale = alt.Scale(domain=[-1.35, 1.35], nice=False)
+    scale = alt.Scale(domain=[-WIDE, WIDE], nice=False)
     bottom = min(math.sin(_at(k, count)) for k in range(count)) - 0.3
     upright = alt.Scale(domain=[bottom, 1.35], nice=False)
     x, y = alt.X("x:Q", scale=scale, axis=None), alt.Y("y:Q", scale=upright, axis=None)
     web = [{"ring": r, "order": k, **_xy(r, _at(k, count))} for r in RINGS for k in range(count + 1)]
     arms = [{"spoke": s, "order": o, **_xy(o * 1.0, _at(k, count))} for k, s in enumerate(spokes) for o in (0, 1)]
-    labels = [{"text": s, **_xy(1.17, _at(k, count))} for k, s in enumerate(spokes)]
+    labels = [{"text": s, "side": _side(_at(k, count)), **_xy(1.17, _at(k, count))} for k, s in enumerate(spokes)]
     between = math.cos(math.pi / count)
     ticks = [{"text": f"{100 * r:.0f} %", **_xy(r * between, _at(0, count) + math.pi / count)} for r in RINGS]
     tint = parts.color(names, theme, "precision")
@@ -189,10 +197,19 @@ def _radar(corners: list[dict[str, Any]], names: list[str], spokes: list[str], o
             x=x, y=y, color=tint, shape=parts.shape(names, "precision"),
             tooltip=[alt.Tooltip(f"{name}:N") for name in ("series", "spoke", "value", "reach")],
         ),
-        alt.Chart(alt.Data(values=labels)).mark_text(color=theme.ink, fontSize=12).encode(x=x, y=y, text="text:N"),
+        *(
+            alt.Chart(alt.Data(values=of_side)).mark_text(color=theme.ink, fontSize=12, align=side).encode(x=x, y=y, text="text:N")
+            for side in ("left", "center", "right") if (of_side := [label for label in labels if label["side"] == side])
+        ),
     ]  # fmt: skip
     side = max(options.height, 360)
-    return alt.layer(*layers).properties(width=side, height=side * (1.35 - bottom) / 2.7)
+    return alt.layer(*layers).properties(width=side * 2 * WIDE / 2.7, height=side * (1.35 - bottom) / 2.7)
+
+
+def _side(angle: float) -> str:
+    """Which way a label at this angle is set, so that it stands clear of its spoke's end."""
+    across = math.cos(angle)
+    return "center" if abs(across) < 0.2 else "left" if across > 0 else "right"
 
 
 FIGURES: dict[str, MemoryThroughput | Radar] = {

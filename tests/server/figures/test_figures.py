@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -210,6 +211,15 @@ def test_radar_turns_quality_loss_into_quality_kept_and_the_unquantized_one_reac
     assert kept["fp32"][0] == 1.0
     assert kept["int4"] == pytest.approx((0.8, 1 / 1.255, 1 / 1.245))
     assert "not measured: energy" in " ".join(spec["usermeta"]["caption"])
+
+
+def test_radar_bars_that_would_leave_the_frame_are_cut_in_words() -> None:
+    rows = [{**row, "ttft_s_ci95_low": 0.1 * row["ttft_s_mean"]} for row in ROWS]
+    spec = chart("quantization-radar", rows, OPTIONS)
+    (whiskers,) = [u["data"]["values"] for u in layers(spec) if u["mark"].get("type") == "rule"]
+    assert max(c["high"] for c in whiskers) > 5
+    assert max(math.hypot(c["hx"], c["hy"]) for c in whiskers) == pytest.approx(1.1)
+    assert "95 % intervals where there are any, cut at 110%" in " ".join(spec["usermeta"]["caption"])
 
 
 def test_precisions_with_options_have_their_place_beside_their_method() -> None:
