@@ -52,6 +52,12 @@ class Keyring:
         """Whether the key opens anything still, as it stood two seconds ago at most."""
         return self._remembered(key_id.to_bytes(8), self._read_by_id) is not None
 
+    def was_valid_just_now(self, key_id: int) -> bool:
+        """Whether that has been looked up so lately that it need not be again. Waits for nothing."""
+        with self._lock:
+            kept = self._known.get(key_id.to_bytes(8))
+        return kept is not None and self._now() - kept[0] < REMEMBERED_S
+
     def forget(self) -> None:
         """Look everything up anew: something was revoked or closed."""
         with self._lock:

@@ -163,3 +163,16 @@ def test_a_server_that_asks_for_keys_does_not_start_while_no_admin_has_one(datab
             serving(database_url, **settings),
         ):
             pass
+
+
+def test_streams_of_one_key_ask_the_database_once_for_all_of_them(guarded: Api) -> None:
+    key = make_key(guarded, "ada", "read")
+    clock = FakeClock()
+    keyring = Keyring(guarded.engine, Settings(require_keys=True), clock)
+    assert not keyring.was_valid_just_now(key["id"])
+    assert keyring.is_valid(key["id"]) and keyring.was_valid_just_now(key["id"])
+    clock.now_s += REMEMBERED_S
+    assert not keyring.was_valid_just_now(key["id"])
+    guarded.http.delete(f"/v1/keys/{key['id']}")
+    assert not keyring.is_valid(key["id"]) and not keyring.was_valid_just_now(key["id"])
+    assert not keyring.is_valid(2**62)
