@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Annotated
 
+import sqlalchemy
 from fastapi import APIRouter, Header, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -144,7 +145,11 @@ async def _is_still_known(served: Services, who: Caller) -> bool:
     """Whether the stream's key or session is still good; of many streams of one key, one asks the database for all."""
     if who.session is None and who.key_id is not None and served.keyring.was_valid_just_now(who.key_id):
         return True
-    return await run_in_threadpool(is_still_known, served.keyring, who)
+    try:
+        return await run_in_threadpool(is_still_known, served.keyring, who)
+    except sqlalchemy.exc.OperationalError:
+        # The database is away, and with it everything that there would be to tell. Asked again when it may be back.
+        return True
 
 
 async def _stored(
