@@ -29,7 +29,7 @@ def test_plan_is_stored_keeps_its_budget_and_says_what_it_rests_on(bed: Bed) -> 
     assert set(facts["plan"]) == set(linear_layers(bed.load()))
     assert len(set(facts["plan"].values())) > 1  # the layers differ, and so do their bits
     assert facts["calibration"]["text"] == "calibration.txt"
-    assert facts["calibration"]["tokens"] == 2048
+    assert (facts["calibration"]["tokens"], facts["calibration"]["unseen_tokens"]) == (2048, 8192)
     assert said["seconds"] > 0
 
 
@@ -95,7 +95,7 @@ def test_whole_plans_decide_where_the_harms_of_single_layers_mislead() -> None:
     assert tried <= dynamic.TRIES
 
 
-def test_a_plan_is_never_worse_on_its_sample_than_the_same_bits_for_all(bed: Bed) -> None:
+def test_a_plan_is_never_worse_on_unseen_text_than_the_same_bits_for_all(bed: Bed) -> None:
     model, context = bed.load(), bed.context(LABEL)
     sample = sensitivity.sample_of("calibration.txt", context, trained.VOCABULARY)
     layers = dynamic.choices(model, sensitivity.kept(model, sample, context))
@@ -103,10 +103,16 @@ def test_a_plan_is_never_worse_on_its_sample_than_the_same_bits_for_all(bed: Bed
     weights = sum(layer.weight.numel() for layer in linear_layers(model).values())
     plan, said = dynamic.by_memory(model, layers, sample, (budget + 0.5) / (2 * weights))
     (level,) = dynamic.level_plan(layers, budget)
-    trial = dynamic.Trial(model, sample)
+    unseen = sensitivity.Sample(sample.unseen, {})
     assert {choice.bits for choice in level.values()} == {3}
-    assert said["measured_kl"] == pytest.approx(trial(plan), rel=1e-6)
-    assert trial(plan) <= trial(level)
+    assert said["measured_kl"] == pytest.approx(dynamic.Trial(model, sample)(plan), rel=1e-6)
+    before = sensitivity.mean_nll(model, unseen)
+    after = []
+    for each in (plan, level):
+        with sensitivity.planned(model, dynamic._coded(each)):
+            after.append(sensitivity.mean_nll(model, unseen))
+    assert said["unseen_rise"] == pytest.approx(math.expm1(after[0] - before))
+    assert after[0] <= after[1]
 
 
 def test_a_budget_no_plan_can_meet_says_the_smallest_possible(bed: Bed) -> None:

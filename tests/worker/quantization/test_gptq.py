@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from effillm_server import runtimes
-from effillm_worker.messages import Opened, Refused
+from effillm_server.contract.outcome import Phase
+from effillm_worker.messages import CellRecord, Opened, Refused
 from tests.support import trained
-from tests.support.child import REPOSITORY, child_process, opening
+from tests.support.child import REPOSITORY, child_process, opening, run
 from tests.support.fake_engine import cell
 
 pytestmark = [pytest.mark.quantization, pytest.mark.timeout(1800)]
@@ -302,3 +303,21 @@ def test_activation_order_is_kept_by_both_libraries(answers: Answers, autogptq: 
         shutil.copytree(checkpoint(answers, "gptq-b4-g64-act@calibration.txt"), answers.root / name)
     new, old = (logits(answers, "gptq", name, interpreter) for interpreter in (sys.executable, autogptq))
     assert float((new - old).abs().max()) < TOLERANCE * float(new.std())
+
+
+@pytest.mark.parametrize("label", ["fp32", "gptq-b4-g64"])
+def test_a_cell_is_measured_in_the_old_runtime_with_nothing_of_ours_installed(
+    label: str, answers: Answers, autogptq: str
+) -> None:
+    """Synthetic weights, its own transformers, our source tree on the path: the whole protocol of a measurement."""
+    wanted = cell(quantization=label, batch_size=2, generate_tokens=3)
+    with child_process(interpreter=autogptq, **ENVIRONMENT) as child:
+        child.say(opening(wanted, answers.cache))
+        opened = child.answer(Opened)
+        child.say(run(wanted))
+        record = child.answer(CellRecord)
+    assert {len(sample.timestamps_ns) for sample in record.samples if sample.phase is Phase.MEASURED} == {4}
+    assert opened.software.versions["transformers"] == "4.46.3"
+    if label != "fp32":
+        assert opened.model.details["quantization"]["facts"]["library"] == "auto-gptq 0.7.1"
+        assert list(opened.model.details["quantization"]["layers"]) == ["QuantLinear"]
