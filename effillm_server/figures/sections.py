@@ -232,17 +232,25 @@ def _described(detail: Mapping[str, Any] | None) -> str | None:
 
 def results(rows: list[Row]) -> str:
     lines = []
+    has_quality = any(row.get("perplexity") is not None for row in rows)
     for cell in cells(select(rows, include_invalid=True).rows):
         row, memory = cell.rows[0], cell.estimate("memory_bytes")
         throughput, first = cell.estimate("throughput_tok_s"), cell.estimate("ttft_s")
         lines.append([
             label(row["model"]), row["hardware"], row["quantization"], row["batch_size"], row["sequence_length"],
             _plus_minus(throughput, number), _plus_minus(first, format_seconds), None if memory is None else format_bytes(memory.value),
-            number(row.get("itl_s_p99")), len(cell.rows), tagged(str(row["verdict"])), ", ".join(map(str, cell.jobs)),
+            number(row.get("itl_s_p99")), *_quality_cells(cell) * has_quality, len(cell.rows), tagged(str(row["verdict"])),
+            ", ".join(map(str, cell.jobs)),
         ])  # fmt: skip
-    columns = ["model", "hardware", "precision", "b#", "s#", "tokens/s#", "first token#", "peak memory#", "p99 gap, s#", "processes#",
-               "verdict", "jobs"]  # fmt: skip
+    columns = ["model", "hardware", "precision", "b#", "s#", "tokens/s#", "first token#", "peak memory#", "p99 gap, s#",
+               *["perplexity#", "its rise"] * has_quality, "processes#", "verdict", "jobs"]  # fmt: skip
     return section("results", "Results", table(columns, lines, fold="all results"))
+
+
+def _quality_cells(cell: Any) -> list[str | None]:
+    perplexity, loss = cell.estimate("perplexity"), cell.estimate("quality_loss")
+    rise = None if loss is None else {"value": loss.value, "low": loss.low, "high": loss.high}
+    return [None if perplexity is None else number(perplexity.value, 4), _rise(rise)]
 
 
 def _plus_minus(estimate: Any, show: Any) -> str | None:

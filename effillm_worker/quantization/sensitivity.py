@@ -25,6 +25,7 @@ FORMAT = 1
 MEASURED = (2, 3, 4)
 TOKENS = 2048
 MIN_TOKENS = 256
+UNSEEN_TOKENS = 8192
 LONGEST = 256
 WORST = 1e6
 KEPT_BYTES = 128 * 2**20  # of the unquantized model's distributions held while layers are tried
@@ -32,10 +33,14 @@ KEPT_BYTES = 128 * 2**20  # of the unquantized model's distributions held while 
 
 @dataclass(frozen=True)
 class Sample:
-    """Calibration text as windows of token ids, none overlapping, and what a record says of it."""
+    """Calibration text as windows of token ids, none overlapping, and what a record says of it.
+
+    `unseen` is the text behind them, on which finished plans are compared.
+    """
 
     windows: tuple[tuple[int, ...], ...]
     described: dict[str, Any]
+    unseen: tuple[tuple[int, ...], ...] = ()
 
     @property
     def key(self) -> str:
@@ -62,16 +67,23 @@ def sample_of(text: Any, context: Conversion, vocabulary: int) -> Sample:
     """The calibration sample by the model's own tokens. Raises Unsupported when the text is too short."""
     source = calibration(None if text is None else str(text), context.model_root)
     most = max(MIN_TOKENS, min(TOKENS, KEPT_BYTES // (4 * vocabulary)))
-    ids = encode(context.encode, source, most)
+    ids = encode(context.encode, source, most + UNSEEN_TOKENS)
     if len(ids) < MIN_TOKENS:
         raise Unsupported(
             f"the calibration text {source.name!r} has {len(ids)} tokens, {MIN_TOKENS} are needed: use a longer text"
         )
     length = min(LONGEST, context.longest or LONGEST)
-    starts = range(0, len(ids) - length // 2, length)
-    windows = tuple(tuple(ids[start : start + length]) for start in starts)
-    said = {"text": source.name, "digest": source.digest, "tokens": sum(map(len, windows))}
-    return Sample(windows, said)
+    windows, unseen = _windows(ids[:most], length), _windows(ids[most:], length)
+    said = {
+        "text": source.name, "digest": source.digest, "tokens": sum(map(len, windows)),
+        "unseen_tokens": sum(map(len, unseen)),
+    }  # fmt: skip
+    return Sample(windows, said, unseen)
+
+
+def _windows(ids: list[int], length: int) -> tuple[tuple[int, ...], ...]:
+    """Windows one behind the other; a last one of less than half the length is left out."""
+    return tuple(tuple(ids[start : start + length]) for start in range(0, len(ids) - length // 2, length))
 
 
 def kept(model: Any, sample: Sample, context: Conversion) -> Sensitivity:

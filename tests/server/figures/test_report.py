@@ -17,6 +17,7 @@ from effillm_server.records import SweepRecord
 from tests.support.sweeps import SIZES, Grid, Noise, infeasible, invent
 
 OPTIONS = Options(facts=Facts(parameters=SIZES))
+JUDGED = {"perplexity": 12.34, "quality_loss": 0.034, "quality_loss_ci95_low": 0.03, "quality_loss_ci95_high": 0.038}
 ROWS = invent(
     Grid(models=tuple(SIZES)[:4], quantization=("fp32", "int8"), batch_size=(1, 2, 4, 8), sequence_length=(128, 256)), noise=Noise(0.02)
 )  # fmt: skip
@@ -88,6 +89,14 @@ def test_every_figure_is_drawn_or_says_what_it_needs(html: str) -> None:
     for name, figure in FIGURES.items():
         assert f"id='{name}'" in html or f"Figure {figure.number}, " in html
     assert "Figure 16, cost efficiency across hardware — not enough data: needs a price" in html
+
+
+def test_quality_stands_in_the_tables_where_it_was_measured_and_nowhere_else(html: str) -> None:
+    judged = report(sweep(), [{**row, **JUDGED} for row in invent(Grid(quantization=("fp32", "int8")))], OPTIONS)
+    results = judged[judged.index("<section id='results'>") :]
+    assert "perplexity" in results and "12.34" in results
+    assert judged.count("3.4% (3.0% to 3.8%)") == 3  # both rows, and int8 against fp32
+    assert "perplexity" not in html[html.index("<section id='results'>") :]
 
 
 def test_it_holds_findings_claims_fits_frontier_validity_hardware_and_results(html: str) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 from effillm_worker.quality import shares
 from effillm_worker.quantization.codes import UniformLinear, linear_layers, replace, weight_of
