@@ -116,9 +116,14 @@ def test_the_figures_are_drawn_by_the_page_under_its_policy(lab: Lab, visitor: V
         figure = page.locator(f"#{name}")
         figure.scroll_into_view_if_needed()
         expect(figure.locator("svg").first).to_be_visible(timeout=LONG_MS)
-    lacking = page.locator("figure.lacking .needs")
-    page.locator("figure").last.scroll_into_view_if_needed()
-    expect(lacking.first).to_contain_text("Not enough data yet")
+
+
+def test_a_figure_that_lacks_rows_says_what_it_needs(lab: Lab, visitor: Visitor) -> None:
+    page = visitor.go(f"/sweeps/{lab.sweep}/figures?filter=batch_size=1")
+    figure = page.locator("#throughput-vs-batch")
+    figure.scroll_into_view_if_needed()
+    expect(figure.locator(".needs")).to_contain_text("Not enough data yet: it needs", timeout=LONG_MS)
+    expect(figure.locator("svg")).to_have_count(0)
 
 
 def test_two_precisions_are_compared_and_the_address_shows_the_same_to_others(
