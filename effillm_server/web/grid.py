@@ -41,6 +41,13 @@ METRICS: dict[str, Metric] = {
 BY_STATE = "state"
 
 
+def caption(colour: str) -> str:
+    """What the numbers of a grid are, with their unit."""
+    metric = METRICS.get(colour, METRICS["throughput"])
+    named = f"{metric.title}, {metric.unit}"
+    return named if colour in METRICS else f"state; numbers are {named}"
+
+
 @dataclass(frozen=True)
 class Choice:
     """Which rectangle of the matrix is shown, and by what it is coloured."""

@@ -19,7 +19,7 @@ from effillm_server.errors import EffillmError
 from effillm_server.ledger import queries
 from effillm_server.lifecycle import JobState
 from effillm_server.web import words
-from effillm_server.web.grid import BY_STATE, METRICS, choose, grid
+from effillm_server.web.grid import BY_STATE, METRICS, caption, choose, grid
 from effillm_server.web.progress import Progress, parts, progress
 from effillm_server.web.templating import page
 
@@ -70,7 +70,8 @@ def matrix(request: Request, served: Served, who: Reader, sweep_id: SweepId) -> 
         cells = queries.grid(connection, sweep_id, choice.slice)
     drawn = grid(cells, choice.slice, choice.colour)
     colours = {name: metric.title for name, metric in METRICS.items()} | {BY_STATE: "state"}
-    return page(request, who, "matrix.html", tab="", choice=choice, grid=drawn, colours=colours, **shown)
+    said = caption(choice.colour)
+    return page(request, who, "matrix.html", tab="", choice=choice, grid=drawn, colours=colours, caption=said, **shown)
 
 
 @router.get("/sweeps/{sweep_id}/findings")
