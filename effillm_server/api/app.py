@@ -35,7 +35,6 @@ from effillm_server.api.services import Services, Tally
 from effillm_server.catalog.hub import HubClient
 from effillm_server.credentials import is_loopback
 from effillm_server.settings import Settings
-from effillm_server.web import errors as pages_of_errors
 from effillm_server.web import routes as pages
 
 ROUTERS = (
@@ -76,8 +75,7 @@ def create_app(settings: Settings, engine: sqlalchemy.Engine) -> FastAPI:
     problems.install(app)
     for router in ROUTERS:
         app.include_router(router)
-    app.include_router(pages.router)
-    pages_of_errors.install(app)
+    pages.install(app)
     documented.install(app)
     # The last one added is the first one asked.
     app.add_middleware(BodyLimit)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from markupsafe import Markup
 from starlette.responses import HTMLResponse, RedirectResponse
 
 from effillm_server.api import insight, jobs, results
@@ -19,9 +20,10 @@ from effillm_server.errors import EffillmError
 from effillm_server.ledger import queries
 from effillm_server.lifecycle import JobState
 from effillm_server.web import words
-from effillm_server.web.grid import BY_STATE, METRICS, caption, choose, grid
+from effillm_server.web.grid import BY_STATE, METRICS, Choice, Grid, caption, choose, grid
 from effillm_server.web.progress import Progress, parts, progress
-from effillm_server.web.templating import page
+from effillm_server.web.shared import Shared
+from effillm_server.web.templating import page, part
 
 ON_A_PAGE = 25
 JOBS_ON_A_PAGE = 100
@@ -66,12 +68,14 @@ def matrix(request: Request, served: Served, who: Reader, sweep_id: SweepId) -> 
     """The sweep and its matrix as a grid."""
     shown = _shown(served, who, sweep_id)
     choice = choose(shown["sweep"].definition, dict(request.query_params))
-    with served.reading() as connection:
-        cells = queries.grid(connection, sweep_id, choice.slice)
-    drawn = grid(cells, choice.slice, choice.colour)
+    matrices: Shared[tuple[Grid, Markup]] = request.app.state.matrices
+    (drawn, table), is_behind = matrices.get(
+        (sweep_id, repr(choice.slice), choice.colour), shown["live"].after, lambda: _drawn(served, sweep_id, choice)
+    )
     colours = {name: metric.title for name, metric in METRICS.items()} | {BY_STATE: "state"}
-    said = caption(choice.colour)
-    return page(request, who, "matrix.html", tab="", choice=choice, grid=drawn, colours=colours, caption=said, **shown)
+    return page(
+        request, who, "matrix.html", tab="", choice=choice, grid=drawn, table=table, is_behind=is_behind, colours=colours, **shown
+    )  # fmt: skip
 
 
 @router.get("/sweeps/{sweep_id}/findings")
@@ -162,6 +166,14 @@ def retry(served: Served, who: Submitter, sweep_id: SweepId) -> Response:
     """Failed and cancelled jobs put back in line, and back to the sweep."""
     api.retry(served, who, sweep_id)
     return RedirectResponse(f"/sweeps/{sweep_id}", 303)
+
+
+def _drawn(served: Services, sweep_id: str, choice: Choice) -> tuple[Grid, Markup]:
+    """The rectangle's cells as they are now, and the table of them: the same for everybody who may see the sweep."""
+    with served.reading() as connection:
+        cells = queries.grid(connection, sweep_id, choice.slice)
+    drawn = grid(cells, choice.slice, choice.colour)
+    return drawn, part("grid.html", grid=drawn, choice=choice, caption=caption(choice.colour))
 
 
 def live_of(served: Services, sweep_id: str | None = None) -> Live:

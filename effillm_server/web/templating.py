@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 from fastapi import Request
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
 from effillm_server.api.auth import Caller, Scope, csrf_token
@@ -60,6 +61,11 @@ def page(request: Request, who: Caller | None, template: str, *, status: int = 2
         "live": None,
     } | context  # fmt: skip
     return HTMLResponse(environment().get_template(template).render(shown), status, HEADERS)
+
+
+def part(template: str, **context: Any) -> Markup:
+    """A part of a page that is nobody's in particular, rendered."""
+    return Markup(environment().get_template(template).render(context))  # noqa: S704 (the template has escaped it)
 
 
 def address_with(request: Request, changes: dict[str, Any]) -> str:

@@ -65,6 +65,11 @@
     if (event.target.id === "live" && far && said && said.textContent !== far.dataset.said) said.textContent = far.dataset.said;
   });
 
+  // What is shared by many may be a second old: then there is more to see.
+  document.addEventListener("htmx:afterRequest", function (event) {
+    if (event.target.id === "live" && document.querySelector("[data-behind]")) look();
+  });
+
   // A key that was revoked, a session that ended: the server shows the door.
   document.addEventListener("htmx:responseError", function (event) {
     if (event.detail.xhr.status === 401) location.reload();
@@ -76,5 +81,8 @@
     if (place()) { open(); look(); }
   });
   window.addEventListener("pagehide", close);
-  document.addEventListener("DOMContentLoaded", open);
+  document.addEventListener("DOMContentLoaded", function () {
+    open();
+    if (document.querySelector("[data-behind]")) look();
+  });
 })();
