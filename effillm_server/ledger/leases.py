@@ -72,7 +72,9 @@ def renew(c: Connection, device_id: str, boot_id: str, held: Sequence[tuple[int,
         "jobs": [job_id for job_id, _ in held], "fences": [fence for _, fence in held], "device": device_id,
         "boot": boot_id, "ttl_s": ttl_s,
     }  # fmt: skip
-    kept, to_cancel, lost = [], [], []
+    kept: list[tuple[int, int]] = []
+    to_cancel: list[tuple[int, int]] = []
+    lost: list[tuple[int, int]] = []
     for row in _RENEW(c, values):
         told = kept if row["is_kept"] else to_cancel if row["is_cancelled"] else lost
         told.append((row["job_id"], row["fence"]))
