@@ -15,6 +15,7 @@ from typing import Any
 from effillm_server.contract.quality import QualityPlan, TaskScore
 
 OWN_TASKS = "tasks"  # folder below the model root with the lab's own task files
+BOOTSTRAP = 100  # for errors of metrics that are no means; those of means have a closed form
 NEEDED = ("lm_eval", "datasets")
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
@@ -52,7 +53,7 @@ def _results(name: str, model: Any, tokenizer: Any, examples: int, model_root: s
     manager = TaskManager(include_path=str(own) if own is not None and own.is_dir() else None)
     subject = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
     found = lm_eval.simple_evaluate(
-        model=subject, tasks=[name], limit=examples, bootstrap_iters=0, log_samples=False, task_manager=manager
+        model=subject, tasks=[name], limit=examples, bootstrap_iters=BOOTSTRAP, log_samples=False, task_manager=manager
     )  # fmt: skip
     return found or {}
 

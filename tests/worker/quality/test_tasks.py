@@ -72,12 +72,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_task_of_the_labs_own_is_scored_by_the_harness_from_the_loaded_weights(root: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = trained.folder("quick")
+    folder = trained.folder("full")
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     plan = QualityPlan(tasks=("sounds", "no_such_task"), task_examples=20)
     scores, notes = tasks.run(model, AutoTokenizer.from_pretrained(folder), plan, str(root))
     (score,) = [score for score in scores if score.metric == "acc"]
     assert (score.task, score.examples) == ("sounds", 20)
     assert score.value > 0.8  # one in five by chance
+    assert score.stderr is not None and score.stderr < 0.15
     (note,) = notes
     assert "task no_such_task was not run" in note and "Nothing is downloaded" in note
