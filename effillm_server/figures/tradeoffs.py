@@ -159,7 +159,7 @@ def _bars_said(corners: list[dict[str, Any]]) -> str:
     highs = [corner["high"] for corner in corners if corner["high"] is not None]
     if not highs:
         return ""
-    cut = f", cut at {FARTHEST:.0%}" if max(highs) > FARTHEST else ""
+    cut = f", cut at {100 * FARTHEST:.0f} %" if max(highs) > FARTHEST else ""
     return f"bars along the spokes: 95 % intervals where there are any{cut}"
 
 

@@ -219,7 +219,7 @@ def test_radar_bars_that_would_leave_the_frame_are_cut_in_words() -> None:
     (whiskers,) = [u["data"]["values"] for u in layers(spec) if u["mark"].get("type") == "rule"]
     assert max(c["high"] for c in whiskers) > 5
     assert max(math.hypot(c["hx"], c["hy"]) for c in whiskers) == pytest.approx(1.1)
-    assert "95 % intervals where there are any, cut at 110%" in " ".join(spec["usermeta"]["caption"])
+    assert "95 % intervals where there are any, cut at 110 %" in " ".join(spec["usermeta"]["caption"])
 
 
 def test_precisions_with_options_have_their_place_beside_their_method() -> None:
