@@ -146,6 +146,7 @@ def test_two_hosts_measure_one_is_cut_off_and_comes_back(lab: Lab) -> None:
         assert len(queries.attempts(c, held["one"])) == 1, "the other host did not notice"
 
     lab.cables["two"].plug_in()
+    until("it has joined again", lambda: len(lab.kept["two"].said("node.ready")) == 2, 240)
     until("its device is free again", lambda: states() == free, 240)
     again = submit(engine, *(cell(model=UNHURRIED, repeat=repeat) for repeat in (1, 2)))
     for job_id in again:
