@@ -31,8 +31,9 @@ def test_an_unquantized_model_spends_none_and_its_largest_operations_are_named(m
     found = shares.measure(model, range(1, 300), 128)
     assert (found.prefill_dequantization, found.decode_dequantization) == (0.0, 0.0)
     assert found.prompt_tokens == 120  # what the context window leaves beside the decoding steps
-    assert found.decode_operations["aten::addmm"] > 0.05
-    assert sum(found.decode_operations.values()) <= 1.0
+    assert found.decode_operations
+    assert all(name.startswith("aten::") for name in found.decode_operations)
+    assert 0.5 < sum(found.decode_operations.values()) <= 1.001
 
 
 def test_what_a_dequantizing_operation_calls_counts_with_it() -> None:

@@ -66,7 +66,7 @@ def test_training_leaves_the_model_as_it_was(bed: Bed) -> None:
 
 def test_training_that_diverges_says_so_and_keeps_nothing(bed: Bed) -> None:
     with pytest.raises(Unsupported, match=r"qat diverged: its loss .* learning rate 10: set a smaller learning_rate"):
-        bed.convert("qat-b4-n20-lr10@calibration.txt")
+        bed.convert("qat-b4-n4-lr10@calibration.txt")
     kept = [
         json.loads(path.read_text())["learning_rate"] for path in (bed.root / "cache" / "qat").glob("*/training.json")
     ]
