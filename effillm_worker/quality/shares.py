@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -56,7 +56,7 @@ def _profiled(action: Callable[[], Any], device: str) -> tuple[float, dict[str, 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     with profile(activities=activities) as profiler:
         action()
-    own: Counter[str] = Counter()
+    own: dict[str, float] = defaultdict(float)
     dequantizing = 0.0
     for event in profiler.events():
         time = _own_time(event, device)
@@ -66,7 +66,8 @@ def _profiled(action: Callable[[], Any], device: str) -> tuple[float, dict[str, 
     total = sum(own.values())
     if total <= 0:
         return 0.0, {}
-    largest = {name: round(time / total, 4) for name, time in own.most_common(SHOWN) if time / total >= LEAST}
+    by_size = sorted(own.items(), key=lambda pair: -pair[1])[:SHOWN]
+    largest = {name: round(time / total, 4) for name, time in by_size if time / total >= LEAST}
     return dequantizing / total, largest
 
 

@@ -195,8 +195,8 @@ def exchanges(plan: Plan, layers: dict[str, tuple[Choice, ...]], budget: int) ->
     The most promising by the layers' own harms first.
     """
     spare = budget - total_bytes(plan)
-    up = {name: found for name, each in layers.items() if (found := _next(each, plan[name], 1)) is not None}
-    down = {name: found for name, each in layers.items() if (found := _next(each, plan[name], -1)) is not None}
+    up = {name: step for name, each in layers.items() if (step := _next(each, plan[name], 1)) is not None}
+    down = {name: step for name, each in layers.items() if (step := _next(each, plan[name], -1)) is not None}
     found: list[tuple[float, Plan]] = []
     for name, more in up.items():
         gain = plan[name].harm - more.harm

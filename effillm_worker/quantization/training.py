@@ -144,7 +144,7 @@ def _steps(
                 f"{recipe.learning_rate:g}: set a smaller learning_rate"
             )
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, NORM)
         optimizer.step()
         yield step + 1
