@@ -27,9 +27,8 @@ from effillm_server.web.templating import page
 
 STEPS = 100
 MEGA, MS = 1e6, 1e-3
+LIMITS = ("memory_mb", "ttft_ms", "throughput", "quality", "hourly")
 router = APIRouter(tags=["page-recommend"], include_in_schema=False)
-
-Text = Annotated[str, Query(max_length=40)]
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,6 @@ def recommend(
     who: Reader,
     sweep: Annotated[str, Query(pattern=r"^[A-Za-z0-9_-]{0,64}$")] = "",
     aim: Aim = Aim.THROUGHPUT,
-    memory_mb: Text = "",
-    ttft_ms: Text = "",
-    throughput: Text = "",
-    quality: Text = "",
-    hourly: Text = "",
     filters: Annotated[str, Query(alias="filter", max_length=300)] = "",
 ) -> HTMLResponse:
     """The best measured configuration within the limits; every limit stands in the address."""
@@ -74,13 +68,7 @@ def recommend(
     if chosen:
         # A sweep that does not exist, or not for this caller, is said here.
         title = api.look(served, who, chosen).name
-        asked = {
-            "memory_mb": memory_mb,
-            "ttft_ms": ttft_ms,
-            "throughput": throughput,
-            "quality": quality,
-            "hourly": hourly,
-        }
+        asked = {name: request.query_params.get(name, "") for name in LIMITS}
         sliders = _sliders(served, chosen, asked)
         try:
             found = _recommended(served, who, chosen, aim, sliders, filters)
@@ -169,7 +157,7 @@ def _round_step(raw: float) -> float:
 
 def _number(text: str) -> float | None:
     try:
-        value = float(text)
+        value = float(text[:40])
     except ValueError:
         return None
     return value if math.isfinite(value) and value >= 0 else None
