@@ -61,6 +61,7 @@ class MemoryThroughput:
         tooltip = [alt.Tooltip(f"{n}:N") for n in ("model", "precision", "jobs")] + [
             alt.Tooltip(f"{n}:Q", format=".4g") for n in "xy"
         ]
+        tooltip += [alt.Tooltip("perplexity rise:Q", format="+.2%")] * any("perplexity rise" in p for p in data)
         layers = [
             step.encode(x=x, y=y),
             *parts.error_bars(data, x, y, tint),
@@ -84,7 +85,9 @@ class MemoryThroughput:
                 parts.points([cell], "throughput_tok_s", "quantization", "model"),
             )
             if memory is not None:
-                found += [{**p, "x": memory.value, "precision": cell.axes["quantization"]} for p in point]
+                loss = cell.estimate("quality_loss")
+                known = {} if loss is None else {"perplexity rise": loss.value}
+                found += [{**p, "x": memory.value, "precision": cell.axes["quantization"], **known} for p in point]
         return found
 
 

@@ -213,6 +213,14 @@ def test_radar_turns_quality_loss_into_quality_kept_and_the_unquantized_one_reac
     assert "not measured: energy" in " ".join(spec["usermeta"]["caption"])
 
 
+def test_memory_against_throughput_tells_the_quality_of_a_point_where_it_was_measured() -> None:
+    judged = [{**row, "quality_loss": 0.02} for row in ROWS]
+    for rows, has_it in ((ROWS, False), (judged, True)):
+        spec = chart("memory-throughput", rows, OPTIONS)
+        told = [tip["field"] for u in layers(spec) for tip in u["encoding"].get("tooltip", [])]
+        assert ("perplexity rise" in told) is has_it
+
+
 def test_radar_bars_that_would_leave_the_frame_are_cut_in_words() -> None:
     rows = [{**row, "ttft_s_ci95_low": 0.1 * row["ttft_s_mean"]} for row in ROWS]
     spec = chart("quantization-radar", rows, OPTIONS)
