@@ -106,7 +106,8 @@ def test_a_big_sweep_is_not_starved_by_a_stream_of_new_ones(bench: Bench) -> Non
     waits = bench.waits_s(big)
     assert len(waits) >= 6
     assert max(waits) < first
-    assert waits[-1] <= 360
+    # Not down to nothing: those of the stream wait too by then, one more of them for every cell of the big one.
+    assert 390 <= waits[-1] <= 480
 
 
 def test_a_quarter_of_an_hour_of_waiting_comes_before_everybody_new_whatever_was_had(bench: Bench) -> None:
