@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 FAULT_SEED ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test lock test-security test-compose test-browser web-assets setup-quantization test-quantization test-faults test-fault-trials test-faults-full lint clean
+.PHONY: setup demo test lock test-security test-compose test-browser web-assets setup-quantization test-quantization test-faults test-fault-trials test-benchmarks test-faults-full lint clean
 
 setup: $(VENV)/.installed
 
@@ -92,6 +92,10 @@ test-faults: setup
 # Each of the rarer faults alone, in some minutes.
 test-fault-trials: setup
 	$(BIN)/python -m pytest -m trials -s tests/faults
+
+# Every part of the ledger's benchmark in a small dose.
+test-benchmarks: setup
+	$(BIN)/python -m pytest -m benchmarks tests/benchmarks
 
 test-faults-full: setup
 	EFFILLM_RACES=500 $(BIN)/python -m pytest tests/server/ledger/test_races.py

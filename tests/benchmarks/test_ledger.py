@@ -1,4 +1,7 @@
-"""Every part of the ledger's benchmark in small, on the tests' own Postgres: it runs, and what does not depend on speed holds."""
+"""Every part of the ledger's benchmark in small, on the tests' own Postgres: it runs, and what does not depend on speed holds.
+
+Storing is tried in every test run, all of it by `make test-benchmarks`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from effillm_server import expand
 CELLS = 1500
 
 
-@pytest.mark.parametrize("parts", [("store", "kill"), ("rounds", "procrastinate"), ("read", "events"), ("crowd",)])
+@pytest.mark.parametrize("parts", [
+    ("store", "kill"), *(pytest.param(parts, marks=pytest.mark.benchmarks)
+    for parts in (("rounds", "procrastinate"), ("read", "events"), ("crowd",))),
+])  # fmt: skip
 def test_each_part_of_the_benchmark_runs_in_small(postgres_url: str, tmp_path: Path, parts: tuple[str, ...]) -> None:
     report = tmp_path / "ledger.json"
     words = ["--url", postgres_url, "--quick", "--pending", str(CELLS), "--seconds", "0.3", "--json", str(report)]
