@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, RowMapping, text
 
 from effillm_server.contract.job import Lease
 from effillm_server.contract.quality import QualityPlan
@@ -195,7 +195,7 @@ def _places(sweeps: list[tuple[str, int]], held_sweep: str | None, *, may_keep: 
         yield sweep_id, priority, "anywhere"
 
 
-def _lease(row: Mapping[str, Any], device_id: str) -> Lease:
+def _lease(row: Mapping[str, Any] | RowMapping, device_id: str) -> Lease:
     return Lease(
         job_id=row["job_id"], sweep_id=row["sweep_id"], fence=row["fence"], device_id=device_id,
         attempt=row["faults"] + 1, cell=cell_of(row), plan=MeasurementPlan.model_validate(row["plan"]),

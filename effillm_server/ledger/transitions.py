@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, RowMapping
 
 from effillm_server.contract.outcome import Cancelled, Exit, Fault, Infeasible, Measured, Outcome
 from effillm_server.ledger import results
@@ -72,7 +72,7 @@ class Held:
     now_ms: int
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Held:
+    def of(cls, values: Mapping[str, Any] | RowMapping) -> Held:
         return cls(
             job_id=values["id"], state=JobState(values["state"]),
             **{name: values[name] for name in HELD_COLUMNS},
