@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,12 +24,14 @@ from effillm_worker.quantization.gptq_make import ABOUT, CANNOT
 from effillm_worker.weights import Source, written_once
 
 FORMAT = 1
+LOCAL: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
 DEFAULTS = {"bits": 4, "group_size": 128, "act_order": False}
 # Enough for a Hessian of full rank in the middle of the paper's models; the text may give less.
 SEQUENCES, LENGTH = 128, 256
 MIN_TOKENS = 1024
 # Weights that mean nothing need no more text than it takes to go the way of others.
 SYNTHETIC_SEQUENCES = 8
+WEIGHTS_FILE = "model.safetensors"
 SETTINGS_FILES = ("quantize_config.json", "quant_config.json")
 # Import name and package name of the libraries that run GPTQ, in the order of preference.
 LIBRARIES = {"gptqmodel": "GPTQModel", "auto_gptq": "auto-gptq"}
@@ -91,7 +94,7 @@ class Gptq(base.Method):
     def prepare(self, context: base.Conversion) -> Source:
         if self._published is not None:
             self._read_about(folder_of(context.source))
-            return context.source
+            return context.source if self._library == "auto_gptq" else _findable(context)
         text, sequences = self._calibration(context)
         chosen = DEFAULTS | {key: self.choices[key] for key in DEFAULTS if key in self.choices}
         package = LIBRARIES[self._library]
@@ -108,9 +111,8 @@ class Gptq(base.Method):
                 }
                 _make(context, self._library, chosen, sequences, part, said)
         self._read_about(folder)
-        return Source(
-            str(folder), {"local_files_only": True, "use_safetensors": True}, synthetic=context.source.synthetic
-        )
+        made = Source(str(folder), LOCAL, synthetic=context.source.synthetic)
+        return made if self._library == "auto_gptq" else _findable(replace(context, source=made))
 
     def load(self, auto: Any, location: str, arguments: dict[str, Any]) -> Any:
         with gptq_kernels.reasons(self.name):
@@ -187,6 +189,20 @@ def published(config: Any, source: Source) -> dict[str, Any] | None:
             read: dict[str, Any] = json.loads(path.read_text())
             return read
     return None
+
+
+def _findable(context: base.Conversion) -> Source:
+    """The source under the file name transformers looks for: auto-gptq calls its one file by bits and group size."""
+    folder = Path(context.source.location)
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if len(files) != 1 or files[0].name == WEIGHTS_FILE:
+        return context.source
+    linked = context.cache_dir / "gptq" / f"named-{hashlib.sha256(str(files[0]).encode()).hexdigest()[:24]}"
+    with written_once(linked) as part:
+        if part is not None:
+            for path in folder.iterdir():
+                (part / (WEIGHTS_FILE if path == files[0] else path.name)).symlink_to(path.resolve())
+    return Source(str(linked), context.source.options | LOCAL, synthetic=context.source.synthetic)
 
 
 def _act_order(settings: Mapping[str, Any]) -> bool:

@@ -36,8 +36,6 @@ def main() -> int:
                 begin = time.monotonic()
                 {"gptqmodel": by_gptqmodel, "auto_gptq": by_autogptq}[job["library"]](model, job)
                 seconds = time.monotonic() - begin
-                out = Path(job["out"])
-                rename(out, respelled(tensors_of(out), tensors_of(Path(model))))
     except (Cannot, NotImplementedError, TypeError, ValueError) as error:
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return CANNOT
@@ -60,6 +58,9 @@ def by_gptqmodel(model: str, job: dict[str, Any]) -> None:
     loaded = GPTQModel.load(model, config, dtype=_dtype(job["device"]))
     loaded.quantize(_examples(job["sequences"], lists=True), batch_size=1)
     loaded.save(job["out"])
+    # It writes the names of its own transformers; other libraries look for those of the checkpoint it was made of.
+    out = Path(job["out"])
+    rename(out, respelled(tensors_of(out), tensors_of(Path(model))))
 
 
 def by_autogptq(model: str, job: dict[str, Any]) -> None:

@@ -80,7 +80,7 @@ class Answers:
         return answer.message
 
     def made(self) -> set[Path]:
-        return {path for path in (self.cache / "gptq").glob("*") if not path.name.startswith(".")}
+        return {path for path in (self.cache / "gptq").glob("*") if not path.name.startswith((".", "named-"))}
 
 
 ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY), "PYTHONSAFEPATH": "1"}
@@ -189,7 +189,7 @@ def test_bits_are_counted_and_the_kernel_named(answers: Answers, by_gptqmodel: P
     assert evidence["facts"]["calibration"]["text"] == "calibration.txt"
     assert evidence["seconds"] > 0
     assert evidence["disk_bytes"] == sum(path.stat().st_size for path in by_gptqmodel.glob("*.safetensors"))
-    width, inner, words = 128, 512, 768
+    width, inner, words = 128, 512, trained.VOCABULARY
     linear = 2 * (4 * width * width + 2 * width * inner)
     assert evidence["quantized_weights"] == linear
     # Codes, a scale and a packed zero point per group of a row, a group number per column, the rest in single precision.
@@ -301,7 +301,9 @@ def test_activation_order_is_kept_by_both_libraries(answers: Answers, autogptq: 
     name = "lab/ordered"
     if not (answers.root / name).exists():
         shutil.copytree(checkpoint(answers, "gptq-b4-g64-act@calibration.txt"), answers.root / name)
-    new, old = (logits(answers, "gptq", name, interpreter) for interpreter in (sys.executable, autogptq))
+    # The kernel the library chooses for 4 bits multiplies in bf16.
+    new = logits(answers, "gptq-b4-g64-act-torch", name, sys.executable)
+    old = logits(answers, "gptq", name, autogptq)
     assert float((new - old).abs().max()) < TOLERANCE * float(new.std())
 
 
