@@ -48,8 +48,8 @@ def closed() -> list[Operation]:
 def ask(lab: Lab, operation: Operation, headers: dict[str, str]) -> httpx.Response:
     wanted = operation.request(sweep_id=lab.shared, job_id=lab.shared_job)
     wanted["headers"] = wanted.get("headers", {}) | headers
-    with httpx.Client(base_url=lab.api.http.base_url, timeout=20, trust_env=False) as nobody:
-        return nobody.request(**wanted)
+    lab.api.http.cookies.clear()
+    return lab.api.http.request(**wanted)
 
 
 def test_the_open_routes_are_these_and_no_others() -> None:

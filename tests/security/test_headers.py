@@ -19,8 +19,8 @@ def ask(lab: Lab, operation: Operation, key: str | None) -> httpx.Response:
     if "figures/{name}" in operation.path:
         wanted["url"] = wanted["url"].replace("app.css", "none")
     wanted["headers"] = wanted.get("headers", {}) | {"Accept": "text/html,*/*"} | (bearer(key) if key else {})
-    with httpx.Client(base_url=lab.api.http.base_url, timeout=20, trust_env=False) as client:
-        return client.request(**wanted)
+    lab.api.http.cookies.clear()
+    return lab.api.http.request(**wanted)
 
 
 @pytest.mark.parametrize("whose", [None, "reader"])
