@@ -115,9 +115,9 @@ def by_memory(
     *_, plan = path(layers, budget)
     starts = [plan, *level_plan(layers, budget)]
     trial = Trial(model, sample)
-    found, _, tried = improved(starts, layers, budget, trial)
-    plan, said = _best_unseen(model, [found, *starts], sample)
-    return plan, {"budget_bytes": budget, "measured_kl": trial(plan), "plans_tried": tried, **said}
+    found = [improved(start, layers, budget, trial, TRIES // len(starts)) for start in starts]
+    plan, said = _best_unseen(model, [*sorted(found, key=trial), *starts], sample)
+    return plan, {"budget_bytes": budget, "measured_kl": trial(plan), "plans_tried": trial.tried, **said}
 
 
 def _best_unseen(model: Any, plans: list[Plan], sample: Sample) -> tuple[Plan, dict[str, Any]]:
@@ -168,25 +168,23 @@ def level_plan(layers: dict[str, tuple[Choice, ...]], budget: int) -> list[Plan]
 
 
 def improved(
-    starts: list[Plan], layers: dict[str, tuple[Choice, ...]], budget: int, trial: Callable[[Plan], float]
-) -> tuple[Plan, float, int]:
-    """The best plan found by trying whole ones: from the best start on, bits are moved between two layers while that helps.
+    start: Plan, layers: dict[str, tuple[Choice, ...]], budget: int, trial: Callable[[Plan], float], tries: int
+) -> Plan:
+    """The best plan found by trying whole ones: bits are moved between two layers while that helps, at most `tries` times.
 
-    Harms of single layers do not quite add up; they say in which order exchanges are tried, at most `TRIES` of them.
+    Harms of single layers do not quite add up; they say in which order exchanges are tried.
     """
-    best = min(starts, key=trial)
-    harm, tries = trial(best), len(starts)
-    while tries < TRIES:
-        for plan in exchanges(best, layers, budget):
-            tries += 1
+    best, harm = start, trial(start)
+    left = tries
+    while left > 0:
+        for plan in exchanges(best, layers, budget)[:left]:
+            left -= 1
             if (found := trial(plan)) < harm:
                 best, harm = plan, found
                 break
-            if tries == TRIES:
-                break
         else:
             break
-    return best, harm, tries
+    return best
 
 
 def exchanges(plan: Plan, layers: dict[str, tuple[Choice, ...]], budget: int) -> list[Plan]:

@@ -21,8 +21,8 @@ def test_layers_that_unpack_their_codes_spend_time_on_it_and_are_left_as_they_we
     for name, layer in linear_layers(model).items():
         replace(model, name, UniformLinear(weight_of(layer), layer.bias, 3, channel=True))
     found = shares.measure(model, range(1, 100), 128)
-    assert 0.05 < found.decode_dequantization < 1
-    assert 0.05 < found.prefill_dequantization < 1
+    assert 0 < found.prefill_dequantization < 1
+    assert 0 < found.decode_dequantization < 1
     assert (found.prompt_tokens, found.decode_steps) == (99, 8)
     assert all("matrix" not in module.__dict__ for module in model.modules())
 
