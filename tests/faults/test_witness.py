@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.faults import tree
+from effillm_server import runtimes
+from tests.support.faults import tree, witness
 from tests.support.waiting import until
 
 # A node, an actor below it, a supervisor that leads a session of its own, and the child that does it.
@@ -50,3 +51,9 @@ def test_a_job_that_kills_its_node_takes_all_of_it_and_nothing_else(tmp_path: Pa
         if node.poll() is None:
             tree.kill_at_once(tree.below(node.pid))
         node.communicate()
+
+
+def test_the_witnessed_interpreter_tells_what_its_environment_has_as_any_other(tmp_path: Path) -> None:
+    stands_in = witness.interpreter(tmp_path / "witnessed", tmp_path / "witness")
+    assert runtimes.lacking(str(stands_in)) is None
+    assert runtimes.probe(str(stands_in)) == runtimes.probe(sys.executable)

@@ -23,9 +23,7 @@ NODE_KILLER = "simulated/kills-its-node"
 
 
 def main(folder: str) -> None:
-    """Run the module named by `-m` as an interpreter would, and keep the log."""
-    if sys.argv[1:3] != ["-m", MODULE]:
-        raise SystemExit(f"expected -m {MODULE}, found {sys.argv[1:]}")
+    """Run the measuring child as an interpreter would, and keep the log."""
     clock = Path(folder) / "clock"
     if clock.exists() and "LD_PRELOAD" not in os.environ:
         library, seconds = clock.read_text().split()
@@ -118,10 +116,17 @@ def is_living(pid: int, since: int) -> bool:
 
 
 def interpreter(path: Path, folder: Path) -> Path:
-    """An executable at `path` that stands for an interpreter and logs into `folder`."""
+    """An executable at `path` that stands for an interpreter and logs into `folder`.
+
+    Asked for anything but a child, as what its environment has, it is the plain interpreter.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        f"#!{sys.executable}\nimport sys\nfrom tests.support.faults.witness import main\nmain({str(folder)!r})\n"
+        f"#!{sys.executable}\n"
+        "import os, sys\n"
+        f"if sys.argv[1:3] != ['-m', {MODULE!r}]:\n"
+        "    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+        f"from tests.support.faults.witness import main\nmain({str(folder)!r})\n"
     )
     path.chmod(0o755)
     return path
