@@ -49,9 +49,7 @@ BLOCKS = LINEAR // 64
 PREDICTED = {
     "fp32": 4 * LINEAR,
     "int8": LINEAR + 4 * ROWS,
-    "int8-t4": LINEAR + 4 * ROWS,
     "int4": LINEAR // 2 + 4 * BLOCKS,
-    "int4-fp4": LINEAR // 2 + 4 * BLOCKS,
     "int4-nf4-double": LINEAR // 2 + BLOCKS + 4 * BLOCKS // 256,
     "uniform-b4": LINEAR // 2,
     "uniform-b3-channel": 3 * LINEAR // 8 + 8 * ROWS,
@@ -93,9 +91,7 @@ def test_evidence_names_the_layers_their_kernel_and_what_it_took(
 @pytest.mark.parametrize(
     ("label", "settings"),
     [
-        ("int8", {"load_in_8bit": True}),
         ("int8-t0.5", {"load_in_8bit": True, "llm_int8_threshold": 0.5}),
-        ("int4", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
         ("int4-fp4", {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}),
         (
             "int4-nf4-double",
