@@ -22,6 +22,7 @@ from tests.support.api import Api, serving
 from tests.support.child import TINY_NEOX
 from tests.support.fake_engine import cell
 from tests.support.hub import FakeHub, fake_hub
+from tests.support.postgres import cloned
 
 
 class Canary:
@@ -145,26 +146,38 @@ def test_a_node_loads_from_the_hub_only_what_its_operator_lets_in(tmp_path: Path
 # What the REST interface says of models that are addresses, paths or not let in.
 
 
-@pytest.fixture
-def hub() -> Iterator[FakeHub]:
+@pytest.fixture(scope="module")
+def one_hub() -> Iterator[FakeHub]:
     with fake_hub() as running:
         yield running
 
 
 @pytest.fixture
-def open_lab(database_url: str, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+def hub(one_hub: FakeHub) -> FakeHub:
+    """A hub without models that has been asked nothing yet."""
+    one_hub.asked.clear()
+    one_hub.pages.clear()
+    return one_hub
+
+
+@pytest.fixture(scope="module")
+def open_lab(
+    postgres_url: str, template_database: str, tmp_path_factory: pytest.TempPathFactory, one_hub: FakeHub
+) -> Iterator[Api]:
     """A server with a model root that lets in EleutherAI's models only; its hub keeps what it is asked."""
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_TOKEN", "hf_" + "s" * 30)
-    root = tmp_path / "models"
+    folder = tmp_path_factory.mktemp("models")
+    root, outside = folder / "models", folder / "outside"
     root.mkdir()
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "outside/config.json").write_text(json.dumps(TINY_NEOX | {"secret": "do-not-tell"}))
-    (root / "linked").symlink_to(tmp_path / "outside")
+    outside.mkdir()
+    (outside / "config.json").write_text(json.dumps(TINY_NEOX | {"secret": "do-not-tell"}))
+    (root / "linked").symlink_to(outside)
     (root / "file").mkdir()
-    (root / "file/config.json").symlink_to(tmp_path / "outside/config.json")
-    with serving(database_url, model_root=root, allow_models=("EleutherAI/*",)) as api:
-        yield api
+    (root / "file/config.json").symlink_to(outside / "config.json")
+    with pytest.MonkeyPatch.context() as patch, cloned(postgres_url, template_database) as url:
+        patch.setenv("HF_ENDPOINT", one_hub.url)
+        patch.setenv("HF_TOKEN", "hf_" + "s" * 30)
+        with serving(url, model_root=root, allow_models=("EleutherAI/*",)) as api:
+            yield api
 
 
 def previewed(api: Api, model: Any) -> httpx.Response:
