@@ -185,7 +185,9 @@ def test_where_no_keys_are_asked_for_a_link_signs_in_the_local_admin_until_they_
         assert client.get("/v1/session", headers={"Cookie": f"{COOKIE}={token}"}).status_code == 401
 
 
-@pytest.mark.parametrize("key", ["", "eff_x", "x" * 300, credentials.new_key()], ids=["nothing", "short", "long", "unknown"])
+@pytest.mark.parametrize(
+    "key", ["", "eff_x", "x" * 300, credentials.new_key()], ids=["nothing", "short", "long", "unknown"]
+)
 def test_signing_in_with_what_is_no_key_is_refused(guarded: Api, key: str) -> None:
     with browser(guarded) as client:
         answer = client.post("/v1/session", json={"key": key})
