@@ -28,8 +28,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two files of tests at a time; each test stands alone, on a busy machine too.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # What runs GPTQ, torchao and tasks of lm-evaluation-harness. GPTQModel pins a numpy of its own and runs with ours, so it goes in without its dependencies.
 GPTQ_NEEDS := optimum datasets defuser device-smi logbar ninja pillow pypcre threadpoolctl tokenicer torchao lm_eval
