@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,17 @@ from tests.support import trained
 
 EVALUATED = 3000  # tokens of held-out text that perplexities are compared on
 CONTEXT = 2 * trained.WINDOW
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Products this small gain nothing from a second thread, and wait for it on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

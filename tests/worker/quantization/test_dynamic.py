@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from effillm_worker.quantization import dynamic, sensitivity
 from effillm_worker.quantization.assign import Choice, total_bytes
 from effillm_worker.quantization.codes import dequantize, linear_layers, quantize
 from tests.support import trained
-from tests.support.conversion import Bed, linear_bytes
+from tests.support.conversion import Bed, linear_bytes, one_thread
 
 LABEL = "dynamic-m0.3@calibration.txt"
 
@@ -19,6 +20,12 @@ LABEL = "dynamic-m0.3@calibration.txt"
 @pytest.fixture(scope="module")
 def bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
     return Bed.make(tmp_path_factory.mktemp("dynamic"))
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(autouse=True)

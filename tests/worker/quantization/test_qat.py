@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from effillm_worker.engines.base import Unsupported
 from effillm_worker.quantization import training
 from effillm_worker.quantization.training import Recipe, SimulatedLinear
-from tests.support.conversion import Bed
+from tests.support.conversion import Bed, one_thread
 
 QUICK = "qat-b2-n8-lr0.0002@calibration.txt"
 
@@ -17,6 +18,12 @@ QUICK = "qat-b2-n8-lr0.0002@calibration.txt"
 @pytest.fixture(scope="module")
 def bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
     return Bed.make(tmp_path_factory.mktemp("qat"))
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 def test_gradient_passes_straight_through_the_rounding() -> None:
