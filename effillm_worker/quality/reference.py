@@ -6,23 +6,17 @@ Two copies of a model are never in memory together, and nothing of the first one
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import traceback
-import warnings
 from pathlib import Path
-from typing import Any
 
 from effillm_server.contract.job import Cell
 from effillm_server.contract.quality import QualityPlan
 from effillm_worker.engines.base import LoadRequest, Unsupported
-from effillm_worker.measure.refusal import answer
 from effillm_worker.quality import perplexity
 from effillm_worker.quality.measure import REFERENCE, reference_folder
 from effillm_worker.quality.text import evaluation
 
-REFUSED = 3  # exit code: the last line of standard error is an answer
 LONGEST_S = 3600.0
 
 
@@ -55,7 +49,7 @@ def _in_a_process(request: LoadRequest, plan: QualityPlan) -> str:
     }  # fmt: skip
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "effillm_worker.quality.reference"],
+            [sys.executable, "-m", "effillm_worker.quality.reader"],
             input=json.dumps(job), text=True, capture_output=True, check=False, timeout=LONGEST_S,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -65,34 +59,3 @@ def _in_a_process(request: LoadRequest, plan: QualityPlan) -> str:
     sys.stderr.write(done.stderr[-20_000:])  # into this box's log, whole
     last = (done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"])[-1]
     return f"no agreement: the unquantized model ({quantization}) could not be read: {last[:300]}"
-
-
-def main() -> int:
-    """Load the model that the JSON on standard input names and write its distributions; REFUSED with a sentence."""
-    warnings.simplefilter("ignore")
-    job: dict[str, Any] = json.load(sys.stdin)
-    cell, plan = Cell.model_validate(job.pop("cell")), QualityPlan.model_validate(job.pop("plan"))
-    try:
-        _write(LoadRequest(cell=cell, **job), plan)
-    except Exception as error:  # noqa: BLE001  the process's edge: the caller reads the last line
-        traceback.print_exc()
-        refusal = answer(error)
-        print(refusal[1] if refusal else f"{type(error).__name__}: {error}".replace("\n", " "), file=sys.stderr)
-        return REFUSED
-    return 0
-
-
-def _write(request: LoadRequest, plan: QualityPlan) -> None:
-    from effillm_worker.engines.transformers import TransformersEngine
-
-    engine = TransformersEngine()
-    engine.start(request)
-    engine.load(request)
-    quality = engine.judge(plan, LONGEST_S)
-    if quality.agreement is None:
-        raise Unsupported("; ".join(quality.notes) or "it gave no finite distribution")
-
-
-if __name__ == "__main__":
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  whatever a library prints is for nobody
-    sys.exit(main())
