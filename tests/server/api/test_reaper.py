@@ -31,9 +31,12 @@ class Watched:
         taken = queue.reap(c, jitter, not_before)
         self.calls.append((queue.database_time(c), not_before))
         self.called.set()
-        if taken:
-            self.took.set()
         return taken
+
+    def committed(self, count: int) -> None:
+        """What the reaper calls once its transaction stands: only then may anybody else look."""
+        if count:
+            self.took.set()
 
 
 @pytest.fixture
@@ -44,11 +47,11 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
 
 
 @pytest.fixture
-def running(api: Api) -> Iterator[Callable[[float], Reaper]]:
+def running(api: Api, watched: Watched) -> Iterator[Callable[[float], Reaper]]:
     started: list[Reaper] = []
 
     def start(ttl_s: float) -> Reaper:
-        started.append(Reaper(api.engine, ttl_s, jitter=lambda: 0.5))
+        started.append(Reaper(api.engine, ttl_s, on_reaped=watched.committed, jitter=lambda: 0.5))
         started[-1].start()
         return started[-1]
 
