@@ -27,7 +27,8 @@ class Companion:
         self, arguments: Sequence[str], program: Sequence[str] = (sys.executable, "-m", "effillm_worker.node")
     ) -> None:
         self._command = (*program, *arguments)
-        self._is_ready = threading.Event()
+        self._is_ready = False
+        self._has_answered = threading.Event()
         self._is_stopping = False
         self._node: subprocess.Popen[str] | None = None
         self._listener: threading.Thread | None = None
@@ -43,8 +44,12 @@ class Companion:
         self._node = node
         self._listener = threading.Thread(target=self._listen, args=(node,), name="companion", daemon=True)
         self._listener.start()
-        if self._is_ready.wait(READY_WITHIN_S) and node.poll() is None:
-            return
+        if self._has_answered.wait(READY_WITHIN_S):
+            if self._is_ready and node.poll() is None:
+                return
+            # It has closed its output and is on its way out: its exit code, not that of a signal, says why.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                node.wait(FOLLOW_WITHIN_S)
         self.stop()
         # What was wrong it said on our stderr itself.
         if node.returncode == BAD_INPUT_EXIT:
@@ -99,5 +104,6 @@ class Companion:
                 sys.stdout.flush()
                 with contextlib.suppress(ValueError, TypeError, KeyError):
                     if json.loads(line)["event"] == "node.ready":
-                        self._is_ready.set()
-        self._is_ready.set()
+                        self._is_ready = True
+                        self._has_answered.set()
+        self._has_answered.set()
