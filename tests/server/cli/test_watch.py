@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -56,7 +57,8 @@ def test_a_server_that_is_away_for_a_while_does_not_end_the_following(capsys: py
 
 def test_a_server_that_stays_away_ends_the_following(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([0.0, 10.0, watch.PATIENCE_S + 1])
-    monkeypatch.setattr(time, "monotonic", lambda: next(moments))
+    # A clock of the module's own: other threads of this process look at the real one.
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: next(moments), sleep=time.sleep))
     with pytest.raises(Unavailable):
         follow(Server([None, None, None]).client(), "s1", interval_s=0)
 
