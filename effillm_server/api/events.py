@@ -24,6 +24,7 @@ from effillm_server.records import EventRecord, Viewer
 
 KEEP_ALIVE_S = 15.0
 RECHECK_S = 2.0
+READ_AGAIN_S = 0.5
 SEND_TIMEOUT_S = 10.0
 RETRY_MS = 2000
 CATCH_UP_BATCH = 1000
@@ -157,7 +158,16 @@ async def _stored(
 ) -> AsyncIterator[bytes]:
     """The stored events behind `behind` up to `until`, where a subscription takes over; None: all there are."""
     while until is None or behind < until:
-        events = await run_in_threadpool(_read, served, behind, sweep_id)
+        try:
+            events = await run_in_threadpool(_read, served, behind, sweep_id)
+        except sqlalchemy.exc.OperationalError:
+            if until is None:
+                # A stream that was to end by itself is cut: its reader sees that this was not all.
+                raise
+            # A live one goes on when the database is back; the words tell a reader, and us, that the other is there.
+            yield b": the database is away\n\n"
+            await asyncio.sleep(READ_AGAIN_S)
+            continue
         due = [event for event in events if until is None or event.id <= until]
         if due:
             yield b"".join(encode(event) for event in due if viewer.sees(event.visibility, event.owner))

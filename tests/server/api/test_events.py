@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from effillm_server.api import events, hub
 from effillm_server.records import EventRecord, Viewer
@@ -140,6 +141,27 @@ def test_the_stream_goes_on_after_the_database_cut_its_connection(api: Api) -> N
         c.exec_driver_sql("INSERT INTO event (kind) VALUES ('after the cut')")
         c.commit()
         assert next(live)["kind"] == "after the cut"
+
+
+def test_a_stream_that_catches_up_goes_on_after_the_database_was_away(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([OperationalError("SELECT", None, Exception("server closed the connection"))] * 2)
+    read = events.queries.events
+
+    def fail_twice(*arguments: Any) -> list[EventRecord]:
+        for failure in failures:
+            raise failure
+        return read(*arguments)
+
+    monkeypatch.setattr(events, "READ_AGAIN_S", 0.01)
+    sweep = api.submit()
+    with stream(api, after=0) as warm:
+        next(warm)  # the hub has now seen what is stored: the next stream has something to catch up with
+    monkeypatch.setattr(events, "queries", SimpleNamespace(events=fail_twice))
+    with stream(api, after=0) as live:
+        assert next(live)["sweep"] == sweep["id"]
+    assert next(failures, None) is None
 
 
 def test_a_failure_nobody_expected_does_not_silence_the_stream(
