@@ -3,8 +3,10 @@
     python benchmarks/readers.py --json readers.json                       # 200 readers, 10,000 jobs, 50 devices; two minutes
     python benchmarks/readers.py --readers 20 --devices 5 --seconds 5      # in small
 
-Each reader looks once a second, as a page does: mostly at the sweep, also at its jobs, the devices, the list. Readers, server,
-database and devices share this machine, so the ratio of the two loads says more than either figure.
+Each reader looks once a second, as a page does: mostly at the sweep, also at its jobs, the devices, the list, the page of the jobs
+itself; each is somebody else, with a key of their own, as beyond loopback nobody is served without. Readers, server, database
+and devices share this machine, so the ratio of the two loads says more than either figure. A reader's time includes what
+its own process takes, which is one for all of them: `late` says how far behind it began.
 """
 
 from __future__ import annotations
@@ -19,16 +21,20 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import sqlalchemy
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.scale import common, crowd, streams
+from effillm_server import credentials
+from effillm_server.ledger import keys
 from effillm_server.ledger.engine import connect
 
 TARGET_P99_MS = 200.0
@@ -64,14 +70,19 @@ def main() -> int:
         "readers": arguments.readers, "devices": arguments.devices, "jobs": arguments.jobs, "seconds": arguments.seconds,
         "load_before": os.getloadavg()[0],
     }  # fmt: skip
-    with common.database(arguments.url) as url, streams.api(url) as address:
+    secret = credentials.new_key()
+    with (
+        common.database(arguments.url) as url,
+        streams.api(url, EFFILLM_REQUIRE_KEYS="true", EFFILLM_ADMIN_KEY=secret) as address,
+    ):
         engine = connect(url, "api")
         sweep = common.store(engine, arguments.jobs)
+        held = _keys(engine, arguments.readers)
         for load in ("quiet", "live"):
             common.tidy(engine)
             devices = arguments.devices if load == "live" else 0
             with reporting(url, devices, arguments.seconds + 2 * EVERY_S, arguments.cell_s) as reports:
-                readings = read(address, sweep, arguments.readers, arguments.seconds)
+                readings = read(address, sweep, held, arguments.seconds)
             figures |= {f"{load}.{name}": value for name, value in readings.figures().items()}
             figures |= {f"live.{name}": value for name, value in reports.items()}
         engine.dispose()
@@ -85,15 +96,27 @@ def main() -> int:
     return 0
 
 
-def read(address: str, sweep: str, readers: int, seconds: float) -> Readings:
-    """What `readers` found, each on a connection of its own."""
+def _keys(engine: sqlalchemy.Engine, readers: int) -> list[str]:
+    """A key for each reader, who may read and no more."""
+    made = [credentials.new_key() for _ in range(readers)]
+    with engine.begin() as connection:
+        for number, key in enumerate(made):
+            keys.create_key(connection, f"reader-{number}", ["read"], credentials.digest(key), credentials.prefix(key))
+    return made
+
+
+def read(address: str, sweep: str, held: Sequence[str], seconds: float) -> Readings:
+    """What the readers found, one for each of the keys that they hold, each on a connection of its own."""
     readings = Readings()
     place = urlsplit(address)
 
     async def everybody() -> None:
         until = time.monotonic() + seconds
         await asyncio.gather(
-            *(_reader(place.hostname or "", place.port or 0, sweep, until, n, readings) for n in range(readers))
+            *(
+                _reader(place.hostname or "", place.port or 0, sweep, key, until, n, readings)
+                for n, key in enumerate(held)
+            )
         )
 
     began = time.monotonic()
@@ -144,7 +167,7 @@ def _devices(ready: Any, answers: Any, url: str, devices: int, seconds: float, c
     answers.put(those.figures)
 
 
-async def _reader(host: str, port: int, sweep: str, until: float, number: int, readings: Readings) -> None:
+async def _reader(host: str, port: int, sweep: str, key: str, until: float, number: int, readings: Readings) -> None:
     """One that looks every second, from a moment of its own on."""
     dice = random.Random(number)
     names, paths, weights = zip(*MIX, strict=True)
@@ -156,7 +179,7 @@ async def _reader(host: str, port: int, sweep: str, until: float, number: int, r
             began = time.monotonic()
             readings.late_ms.append((began - due) * 1000)
             which = dice.choices(range(len(names)), weights)[0]
-            status = await _get(reader, writer, paths[which].format(sweep=sweep))
+            status = await _get(reader, writer, paths[which].format(sweep=sweep), key)
             readings.times_ms[names[which]].append((time.monotonic() - began) * 1000)
             readings.errors += status != 200
             due += EVERY_S
@@ -166,9 +189,9 @@ async def _reader(host: str, port: int, sweep: str, until: float, number: int, r
         writer.close()
 
 
-async def _get(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str) -> int:
+async def _get(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, key: str) -> int:
     """Status of the answer, once all of it is here."""
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
     head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
     length = next(int(line.partition(":")[2]) for line in head.split("\r\n") if line.startswith("content-length:"))
     await reader.readexactly(length)

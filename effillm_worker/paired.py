@@ -80,15 +80,18 @@ class Arm:
                 watch.close()
         return found["session"], found["bare"]
 
-    def first_tokens(self, number: int, count: int) -> tuple[float, float]:
-        """Median seconds to the first token by EffiLLM and by the bare loop, over `count` neighbours of each, both watched."""
+    def first_tokens(self, number: int, count: int) -> tuple[float, float, float]:
+        """Median seconds to the first token by EffiLLM and by the bare loop, over `count` neighbours of each, both watched.
+
+        The third: until the bare loop's generation of one token has come back.
+        """
         watch = self.instruments.watch(self.process.pid, self.instruments.energy())
         watch.open()
         try:
             medians = self.ask(f"{'session' if number % 2 else 'bare'}-first {count}")
         finally:
             watch.close()
-        return medians["session"], medians["bare"]
+        return medians["session"], medians["bare"], medians["bare_wall"]
 
     def kill(self) -> None:
         """End it now; whoever waits for an answer gets ArmEnded."""

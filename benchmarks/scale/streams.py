@@ -31,8 +31,8 @@ REQUEST = b"GET /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-str
 
 
 @contextmanager
-def api(url: str) -> Iterator[str]:
-    """Address of an API process of its own over this database."""
+def api(url: str, **settings: str) -> Iterator[str]:
+    """Address of an API process of its own over this database; `settings` by the names of their environment variables."""
     _raise_limit()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -42,7 +42,7 @@ def api(url: str) -> Iterator[str]:
     environment |= {
         "EFFILLM_DATABASE_URL": url, "EFFILLM_PORT": str(port), "EFFILLM_RATE_PER_KEY": "0", "EFFILLM_RATE_PER_ADDRESS": "0",
         "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
+    } | settings  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-m", "effillm_server.api"], env=environment, cwd=ROOT, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated
 from urllib.parse import parse_qs
 
 from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from effillm_server.api.keyring import Keyring
@@ -122,9 +123,12 @@ async def form_token(request: Request) -> str | None:
     return fields.get(CSRF_FIELD, [None])[0]
 
 
-def caller(request: Request, csrf: Annotated[str | None, Depends(form_token)]) -> Caller:
+async def caller(request: Request, csrf: Annotated[str | None, Depends(form_token)]) -> Caller:
     """The caller of this request. Raises 401 for anybody unknown."""
-    found = identify(request, csrf)
+    if _is_remembered(request):
+        found = identify(request, csrf)
+    else:
+        found = await run_in_threadpool(identify, request, csrf)
     if found is not None and found.key_id is not None:
         wait_s = services(request).rates.by_key.take(found.key_id)
         if wait_s > 0:
@@ -140,10 +144,10 @@ def caller(request: Request, csrf: Annotated[str | None, Depends(form_token)]) -
 Authenticated = Annotated[Caller, Depends(caller)]
 
 
-def require(scope: Scope) -> Callable[[Caller], Caller]:
+def require(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
     """A dependency: the caller, if they may do what `scope` opens. Raises 403."""
 
-    def required(who: Authenticated) -> Caller:
+    async def required(who: Authenticated) -> Caller:
         if not who.may(scope):
             held = ", ".join(sorted(who.scopes))
             raise HTTPException(403, f"this needs a key with the scope {scope}; the one of {who.name} has {held}")
@@ -201,6 +205,15 @@ def _check_csrf(request: Request, session: str, form: str | None) -> None:
         raise HTTPException(
             403, f"a change by a signed-in browser carries its token, header {CSRF_HEADER} or field {CSRF_FIELD}"
         )
+
+
+def _is_remembered(request: Request) -> bool:
+    """Whether it is known without the database who this is."""
+    keyring = services(request).keyring
+    authorization, token = request.headers.get("authorization"), request.cookies.get(COOKIE)
+    if authorization is not None:
+        return keyring.remembers_key(authorization.partition(" ")[2].strip())
+    return token is None or keyring.remembers_session(token)
 
 
 def _is_here(request: Request) -> bool:

@@ -2,26 +2,65 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from effillm_server.api import audit
 from effillm_server.api.auth import Admin, Reader
 from effillm_server.api.documented import problems
-from effillm_server.api.services import DeviceId, Served, device_of
+from effillm_server.api.services import EVERYTHING, DeviceId, Served, Services, device_of
+from effillm_server.api.shown import Shown
 from effillm_server.api.views import DeviceView, PageView
 from effillm_server.ledger import keys, queries, queue
+from effillm_server.records import DeviceRecord, Viewer
 
 router = APIRouter(prefix="/v1/devices", tags=["devices"])
 
 
-@router.get("", summary="The devices of the lab", responses=problems())
-def listing(served: Served, who: Reader) -> PageView[DeviceView]:
+@router.get("", summary="The devices of the lab", response_model=PageView[DeviceView], responses=problems())
+async def listing(request: Request, served: Served, who: Reader) -> Response:
     """All of them, lost ones too; `reason` says why one is not free: `busy` where it measures what is private to others."""
+    lab, shown = await served.together.get("devices", lambda: _shown(served))
+    if lab.hidden(who.viewer):
+        shown = await run_in_threadpool(lambda: Shown.of(lab.view(who.viewer)))
+    return shown.answer(request)
+
+
+def all_of(served: Services, viewer: Viewer) -> PageView[DeviceView]:
+    """Every device, with what `viewer` may know of its work."""
+    return _lab(served).view(viewer)
+
+
+@dataclass(frozen=True)
+class _Lab:
+    """The devices, and whose are the jobs that they measure: visibility and owner by job."""
+
+    devices: Sequence[DeviceRecord]
+    access: Mapping[int, tuple[str, str | None]]
+
+    def hidden(self, viewer: Viewer) -> set[int]:
+        """The jobs that `viewer` may not know of."""
+        return {job_id for job_id, of_sweep in self.access.items() if not viewer.sees(*of_sweep)}
+
+    def view(self, viewer: Viewer) -> PageView[DeviceView]:
+        hidden = self.hidden(viewer)
+        return PageView(items=[DeviceView.of(device, is_hidden=device.job_id in hidden) for device in self.devices])
+
+
+def _lab(served: Services) -> _Lab:
     with served.reading() as connection:
         found = queries.devices(connection)
-        access = keys.access_of(connection, [device.job_id for device in found if device.job_id is not None])
-    hidden = {job_id for job_id, of_sweep in access.items() if not who.viewer.sees(*of_sweep)}
-    return PageView(items=[DeviceView.of(device, is_hidden=device.job_id in hidden) for device in found])
+        jobs = [device.job_id for device in found if device.job_id is not None]
+        return _Lab(found, keys.access_of(connection, jobs))
+
+
+def _shown(served: Services) -> tuple[_Lab, Shown]:
+    """The lab, and what those see from whom nothing of it is hidden."""
+    lab = _lab(served)
+    return lab, Shown.of(lab.view(EVERYTHING))
 
 
 @router.post("/{device_id}/drain", summary="Give a device no more jobs", responses=problems(404, 409))

@@ -11,35 +11,42 @@ from effillm_server.analysis.rows import row
 from effillm_server.api import audit, pages
 from effillm_server.api.auth import Caller, Reader, Submitter, must_change
 from effillm_server.api.documented import LINKED, problems
-from effillm_server.api.services import JobId, Served, SweepId, job_of, sweep_of
+from effillm_server.api.services import EVERYTHING, JobId, Served, Services, SweepId, job_of, seen, sweep_of
+from effillm_server.api.shown import Shown
 from effillm_server.api.views import AttemptView, JobDetail, JobView, PageView, ResultView
 from effillm_server.ledger import queries, queue
 from effillm_server.lifecycle import JobState
+from effillm_server.records import SweepRecord, Viewer
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
 StateFilter = Annotated[JobState | None, Query(description="only jobs in this state", examples=["pending"])]
 
 
-@router.get("/sweeps/{sweep_id}/jobs", summary="The jobs of a sweep, in its order", responses=problems(404) | LINKED)
-def of_sweep(
+@router.get(
+    "/sweeps/{sweep_id}/jobs",
+    summary="The jobs of a sweep, in its order",
+    response_model=PageView[JobView],
+    responses=problems(404) | LINKED,
+)
+async def of_sweep(
     request: Request,
-    response: Response,
     served: Served,
     who: Reader,
     sweep_id: SweepId,
     state: StateFilter = None,
     after: pages.Cursor = None,
     limit: pages.Limit = 100,
-) -> PageView[JobView]:
+) -> Response:
     """Pages follow by the Link header, or by `next` as `after`."""
-    behind = pages.decode_int("jobs", after, first=-1)
-    with served.reading() as connection:
-        sweep_of(connection, sweep_id, who.viewer)
-        jobs = queries.jobs(connection, sweep_id, behind, limit + 1, state)
-    following = pages.encode("jobs", jobs[limit - 1].ordinal) if len(jobs) > limit else None
-    pages.link(request, response, following)
-    return PageView(items=[JobView.of(job) for job in jobs[:limit]], next=following)
+
+    def make() -> tuple[SweepRecord, Shown]:
+        sweep, page = page_of(served, EVERYTHING, sweep_id, state, after, limit)
+        return sweep, Shown.of(page)
+
+    sweep, shown = await served.together.get(("jobs", sweep_id, state, after, limit), make)
+    seen(sweep, sweep_id, who.viewer)
+    return shown.answer(request)
 
 
 @router.get(
@@ -77,6 +84,18 @@ def retry(served: Served, who: Submitter, job_id: JobId) -> JobView:
         queue.retry_job(connection, job_id)
         audit.record(connection, who, "job.retry", str(job_id))
         return JobView.of(job_of(connection, job_id, who.viewer))
+
+
+def page_of(
+    served: Services, viewer: Viewer, sweep_id: str, state: JobState | None, after: str | None, limit: int
+) -> tuple[SweepRecord, PageView[JobView]]:
+    """The sweep and its jobs behind the cursor `after`. Raises NotFound."""
+    behind = pages.decode_int("jobs", after, first=-1)
+    with served.reading() as connection:
+        sweep = sweep_of(connection, sweep_id, viewer)
+        jobs = queries.jobs(connection, sweep_id, behind, limit + 1, state)
+    following = pages.encode("jobs", jobs[limit - 1].ordinal) if len(jobs) > limit else None
+    return sweep, PageView(items=[JobView.of(job) for job in jobs[:limit]], next=following)
 
 
 def _changeable(connection: sqlalchemy.Connection, who: Caller, job_id: int) -> None:

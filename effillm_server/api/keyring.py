@@ -18,6 +18,8 @@ from effillm_server.settings import Settings
 
 # A key revoked through another process opens doors here for so long; the promise is 5 s.
 REMEMBERED_S = 2.0
+# What is remembered for less than this any more may be forgotten by the time it is asked for.
+AT_ONCE_S = 0.2
 MOST_REMEMBERED = 10_000
 
 T = TypeVar("T")
@@ -34,6 +36,7 @@ class Keyring:
         self._now = now
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, tuple[float, KeyRecord | SessionRecord]] = OrderedDict()
+        self._noted: dict[int, float] = {}  # when which key's use was last noted
 
     def key(self, text: str) -> KeyRecord | None:
         """The valid key of this text."""
@@ -54,14 +57,30 @@ class Keyring:
 
     def was_valid_just_now(self, key_id: int) -> bool:
         """Whether that has been looked up so lately that it need not be again. Waits for nothing."""
-        with self._lock:
-            kept = self._known.get(key_id.to_bytes(8))
-        return kept is not None and self._now() - kept[0] < REMEMBERED_S
+        return self._is_fresh(key_id.to_bytes(8))
+
+    def remembers_key(self, text: str) -> bool:
+        """Whether `key`, asked at once, answers without the database."""
+        return self._is_at_hand(text, "key")
+
+    def remembers_session(self, token: str) -> bool:
+        """Whether `session`, asked at once, answers without the database."""
+        return self._is_at_hand(token, "session")
+
+    def _is_at_hand(self, text: str, kind: str) -> bool:
+        if credentials.KEY_TEXT.fullmatch(text) is None:
+            return True
+        return self._is_fresh(credentials.digest(text, kind), AT_ONCE_S)
 
     def forget(self) -> None:
         """Look everything up anew: something was revoked or closed."""
         with self._lock:
             self._known.clear()
+
+    def _is_fresh(self, digest: bytes, for_s: float = 0.0) -> bool:
+        with self._lock:
+            kept = self._known.get(digest)
+        return kept is not None and self._now() - kept[0] + for_s < REMEMBERED_S
 
     def _remembered(self, digest: bytes, read: Callable[[bytes], T | None]) -> T | None:
         """What was read under this digest a moment ago, else what is read now. Only what exists is remembered."""
@@ -99,5 +118,11 @@ class Keyring:
             return keys.valid_key(connection, int.from_bytes(digest))
 
     def _used(self, key: KeyRecord) -> None:
+        """Have it noted that the key is in use, as often as the ledger can tell the difference."""
+        now = self._now()
+        with self._lock:
+            if now - self._noted.get(key.id, float("-inf")) < keys.LAST_USE_RESOLUTION_S:
+                return
+            self._noted[key.id] = now
         with self._engine.begin() as connection:
             keys.used(connection, key.id)

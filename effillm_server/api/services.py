@@ -16,6 +16,7 @@ from effillm_server.api.hub import Hub
 from effillm_server.api.keyring import Keyring
 from effillm_server.api.rates import Rates
 from effillm_server.api.requests import Requests
+from effillm_server.api.together import Together
 from effillm_server.catalog import Catalog
 from effillm_server.catalog.resolve import HubClient
 from effillm_server.errors import NotFound
@@ -33,7 +34,8 @@ class Tally:
 
 @dataclass(frozen=True)
 class Services:
-    """The process's settings, its engine, the catalog, the model hub, the hub of the event stream, its tally, keyring, limits and desk."""
+    """The process's settings, its engine, the catalog, the model hub, the hub of the event stream, its tally, keyring and limits,
+    the desk, and those who ask the same together."""
 
     settings: Settings
     engine: sqlalchemy.Engine
@@ -45,6 +47,7 @@ class Services:
     rates: Rates
     metrics: Requests
     desk: Desk = field(default_factory=Desk)
+    together: Together = field(default_factory=Together)
 
     @contextmanager
     def reading(self) -> Iterator[sqlalchemy.Connection]:
@@ -64,7 +67,15 @@ def services(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
-Served = Annotated[Services, Depends(services)]
+async def _services(request: Request) -> Services:
+    # Not by a thread, which is where a function that does not say async would be sent.
+    return services(request)
+
+
+Served = Annotated[Services, Depends(_services)]
+
+# With whose eyes is read what those who may see it are shown alike.
+EVERYTHING = Viewer(None, is_admin=True)
 
 SweepId = Annotated[
     str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="id of a sweep", examples=[examples.SWEEP_ID])
@@ -78,10 +89,14 @@ DeviceId = Annotated[
 
 def sweep_of(connection: sqlalchemy.Connection, sweep_id: str, viewer: Viewer) -> SweepRecord:
     """The sweep with this id. Raises NotFound, also when it is private to somebody else."""
-    found = queries.sweep(connection, sweep_id)
-    if found is None or not viewer.sees(found.visibility, found.owner):
+    return seen(queries.sweep(connection, sweep_id), sweep_id, viewer)
+
+
+def seen(sweep: SweepRecord | None, sweep_id: str, viewer: Viewer) -> SweepRecord:
+    """The sweep that was read under this id. Raises NotFound for none, and for one that is private to somebody else."""
+    if sweep is None or not viewer.sees(sweep.visibility, sweep.owner):
         raise NotFound(f"no sweep has the id {sweep_id!r}; GET /v1/sweeps lists them")
-    return found
+    return sweep
 
 
 def job_of(connection: sqlalchemy.Connection, job_id: int, viewer: Viewer) -> JobRecord:

@@ -11,7 +11,8 @@ from effillm_server.api import audit, examples, pages
 from effillm_server.api.auth import Caller, Reader, Submitter, must_change
 from effillm_server.api.definition import submitted
 from effillm_server.api.documented import DEFINITION_BODY, LINKED, problems, with_header
-from effillm_server.api.services import Served, Services, SweepId, sweep_of
+from effillm_server.api.services import EVERYTHING, Served, Services, SweepId, seen, sweep_of
+from effillm_server.api.shown import Shown
 from effillm_server.api.views import ChangedView, PageView, PreviewView, SweepSummary, SweepView
 from effillm_server.catalog import ModelFacts
 from effillm_server.catalog.resolve import resolve_all
@@ -89,28 +90,27 @@ def preview(served: Served, who: Submitter, definition: Submitted) -> PreviewVie
     return PreviewView.of(expand.preview(definition, models, served.catalog.hardware), missing)
 
 
-@router.get("", summary="List the sweeps, newest first", responses=problems() | LINKED)
-def listing(
-    request: Request,
-    response: Response,
-    served: Served,
-    who: Reader,
-    after: pages.Cursor = None,
-    limit: pages.Limit = 50,
-) -> PageView[SweepSummary]:
+@router.get(
+    "", summary="List the sweeps, newest first", response_model=PageView[SweepSummary], responses=problems() | LINKED
+)
+async def listing(
+    request: Request, served: Served, who: Reader, after: pages.Cursor = None, limit: pages.Limit = 50
+) -> Response:
     """Pages follow by the Link header, or by `next` as `after`."""
-    with served.reading() as connection:
-        sweeps = queries.sweeps(connection, pages.decode_text("sweeps", after), limit + 1, who.viewer)
-    following = pages.encode("sweeps", sweeps[limit - 1].id) if len(sweeps) > limit else None
-    pages.link(request, response, following)
-    return PageView(items=[SweepSummary.of(sweep) for sweep in sweeps[:limit]], next=following)
+    page = await served.together.get(
+        ("sweeps", after, limit, who.viewer), lambda: Shown.of(page_of(served, who, after, limit))
+    )
+    return page.answer(request)
 
 
-@router.get("/{sweep_id}", summary="A sweep, its progress and definition", responses=problems(404))
-def look(served: Served, who: Reader, sweep_id: SweepId) -> SweepView:
+@router.get(
+    "/{sweep_id}", summary="A sweep, its progress and definition", response_model=SweepView, responses=problems(404)
+)
+async def look(request: Request, served: Served, who: Reader, sweep_id: SweepId) -> Response:
     """Counts by state come from counters, so that this stays cheap however large the sweep is."""
-    with served.reading() as connection:
-        return SweepView.of(sweep_of(connection, sweep_id, who.viewer))
+    sweep, shown = await served.together.get(("sweep", sweep_id), lambda: _shown(served, sweep_id))
+    seen(sweep, sweep_id, who.viewer)
+    return shown.answer(request)
 
 
 @router.post("/{sweep_id}/cancel", summary="Cancel what is not finished", responses=problems(404, 409))
@@ -131,6 +131,27 @@ def retry(served: Served, who: Submitter, sweep_id: SweepId) -> ChangedView:
         changed = queue.retry_sweep(connection, sweep_id)
         audit.record(connection, who, "sweep.retry", sweep_id, changed=changed)
     return _changed(served, who, sweep_id, changed)
+
+
+def page_of(served: Services, who: Caller, after: str | None, limit: int) -> PageView[SweepSummary]:
+    """The sweeps behind the cursor `after`, newest first."""
+    with served.reading() as connection:
+        sweeps = queries.sweeps(connection, pages.decode_text("sweeps", after), limit + 1, who.viewer)
+    following = pages.encode("sweeps", sweeps[limit - 1].id) if len(sweeps) > limit else None
+    return PageView(items=[SweepSummary.of(sweep) for sweep in sweeps[:limit]], next=following)
+
+
+def view_of(served: Services, who: Caller, sweep_id: str) -> SweepView:
+    """The sweep as it stands. Raises NotFound."""
+    with served.reading() as connection:
+        return SweepView.of(sweep_of(connection, sweep_id, who.viewer))
+
+
+def _shown(served: Services, sweep_id: str) -> tuple[SweepRecord, Shown]:
+    """The sweep, and what all who may see it are shown. Raises NotFound."""
+    with served.reading() as connection:
+        sweep = sweep_of(connection, sweep_id, EVERYTHING)
+    return sweep, Shown.of(SweepView.of(sweep))
 
 
 def _changed(served: Services, who: Caller, sweep_id: str, changed: int) -> ChangedView:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Request
 from starlette.responses import HTMLResponse
 
 from effillm_server.analysis.filters import FILTERABLE
@@ -52,15 +52,15 @@ def compare(
             why_not = str(error)
     axes = shown_axes(found["cells"], found["held_equal"]) if found else []
     return page(
-        request, who, "compare.html", sweeps=offered(request, served, who), metrics=list(COMPARABLE_METRICS), found=found,
+        request, who, "compare.html", sweeps=offered(served, who), metrics=list(COMPARABLE_METRICS), found=found,
         why_not=why_not, axes=axes, most=MOST_CELLS, filterable=FILTERABLE, valued_metric=lambda value: words.value(metric, value),
         asked={"a": a, "b": b, "a_filter": a_filter, "b_filter": b_filter, "metric": metric, "margin": margin},
     )  # fmt: skip
 
 
-def offered(request: Request, served: Services, who: Caller) -> list[SweepSummary]:
+def offered(served: Services, who: Caller) -> list[SweepSummary]:
     """The newest sweeps, to choose from."""
-    return sweeps.listing(request, Response(), served, who, None, OFFERED).items
+    return sweeps.page_of(served, who, None, OFFERED).items
 
 
 def shown_axes(entries: list[dict[str, Any]], among: list[str]) -> list[str]:

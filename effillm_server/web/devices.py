@@ -27,7 +27,7 @@ router = APIRouter(tags=["page-devices"], include_in_schema=False)
 def listing(request: Request, served: Served, who: Reader) -> HTMLResponse:
     """Every device that ever joined, by box."""
     live = live_of(served)
-    found = sorted(api.listing(served, who).items, key=lambda device: (device.node, device.id))
+    found = sorted(api.all_of(served, who.viewer).items, key=lambda device: (device.node, device.id))
     with served.reading() as connection:
         doing = {device.id: queries.job(connection, device.job) if device.job else None for device in found}
         waiting = queries.waiting_classes(connection)

@@ -62,12 +62,12 @@ def recommend(
     # Imported when it is first asked for, as the routes of the analysis do: it pulls in much.
     from effillm_server.analysis.recommend import AIMS
 
-    choices = offered(request, served, who)
+    choices = offered(served, who)
     chosen = sweep or next((one.id for one in choices if one.counts.get(JobState.MEASURED)), "")
     found, why_not, sliders, title = None, None, [], ""
     if chosen:
         # A sweep that does not exist, or not for this caller, is said here.
-        title = api.look(served, who, chosen).name
+        title = api.view_of(served, who, chosen).name
         asked = {name: request.query_params.get(name, "") for name in LIMITS}
         sliders = _sliders(served, chosen, asked)
         try:

@@ -58,7 +58,7 @@ def home() -> Response:
 def listing(request: Request, served: Served, who: Reader, after: After = None) -> HTMLResponse:
     """All sweeps, newest first, with how far each is."""
     live = live_of(served)
-    found = api.listing(request, Response(), served, who, after, ON_A_PAGE)
+    found = api.page_of(served, who, after, ON_A_PAGE)
     lines = [(sweep, progress(sweep), parts(sweep)) for sweep in found.items]
     return page(request, who, "sweeps.html", lines=lines, next=found.next, after=after, live=live)
 
@@ -131,7 +131,7 @@ def listed_jobs(
     after: After = None,
 ) -> HTMLResponse:
     """The jobs in the sweep's order, of one state if asked for."""
-    found = jobs.of_sweep(request, Response(), served, who, sweep_id, state, after, JOBS_ON_A_PAGE)
+    _, found = jobs.page_of(served, who.viewer, sweep_id, state, after, JOBS_ON_A_PAGE)
     shown = _shown(served, who, sweep_id)
     return page(
         request,
@@ -186,7 +186,7 @@ def live_of(served: Services, sweep_id: str | None = None) -> Live:
 def _shown(served: Services, who: Caller, sweep_id: str) -> dict[str, Any]:
     """What every page of a sweep shows above its own part."""
     live = live_of(served, sweep_id)
-    sweep: SweepView = api.look(served, who, sweep_id)
+    sweep: SweepView = api.view_of(served, who, sweep_id)
     live = replace(live, every_s=next(seconds for most, seconds in PATIENCE_S if sweep.total <= most))
     far: Progress = progress(sweep)
     running, waiting = [], None

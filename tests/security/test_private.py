@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -69,6 +70,29 @@ def test_routes_of_the_rest_interface_say_404(lab: Lab) -> None:
 def test_a_reader_of_the_same_name_of_scope_sees_nothing_either(lab: Lab) -> None:
     for whose in ("reader", "bob"):
         assert lab.api.http.get(f"/v1/sweeps/{lab.private}", headers=bearer(lab.keys[whose])).status_code == 404
+
+
+def test_an_answer_that_is_shared_by_many_who_ask_at_once_is_not_shared_with_those_who_may_not_have_it(
+    lab: Lab,
+) -> None:
+    expected = {"ada": 200, "admin": 200, "bob": 404, "reader": 404}
+    paths = [f"/v1/sweeps/{lab.private}", f"/v1/sweeps/{lab.private}/jobs"]
+
+    def look(turn: tuple[str, str]) -> tuple[str, httpx.Response]:
+        whose, path = turn
+        return whose, lab.api.http.get(path, headers=bearer(lab.keys[whose]))
+
+    with ThreadPoolExecutor(16) as crowd:
+        for whose, answer in crowd.map(look, [(whose, path) for path in paths for whose in expected] * 10):
+            assert answer.status_code == expected[whose]
+            assert (PRIVATE_NAME in answer.text or '"items"' in answer.text) == (expected[whose] == 200)
+        lists = crowd.map(look, [(whose, path) for path in ("/v1/sweeps", "/v1/devices") for whose in expected] * 10)
+        for whose, answer in lists:
+            assert answer.status_code == 200
+            if expected[whose] == 404:
+                assert lab.private not in answer.text and not {
+                    device["job"] for device in answer.json()["items"] if "job" in device
+                } & set(lab.private_jobs)
 
 
 @pytest.mark.parametrize("whose", ["ada", "admin"])

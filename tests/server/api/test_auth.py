@@ -72,9 +72,9 @@ def test_each_scope_includes_those_before_it(held: set[Scope], opened: set[Scope
 
 def test_what_a_scope_does_not_open_is_refused_in_words() -> None:
     reader = Caller("ada", frozenset({Scope.READ}))
-    assert require(Scope.READ)(reader) is reader
+    assert asyncio.run(require(Scope.READ)(reader)) is reader
     with pytest.raises(Exception, match="scope submit; the one of ada has read"):
-        require(Scope.SUBMIT)(reader)
+        asyncio.run(require(Scope.SUBMIT)(reader))
 
 
 @pytest.mark.parametrize(("who", "owner", "may"), [

@@ -35,6 +35,8 @@ def test_a_pair_times_the_same_model_by_both_loops(tmp_path: Path, monkeypatch: 
             # Two generations of four tokens: no mean speed can be above what the whole block's time allows.
             assert block["throughput_tok_s"] >= 8 / block["wall_s"] > 0
     assert all(seconds > 0 for first in firsts for seconds in first)
+    # The stream has the token before the generation that made it has come back.
+    assert all(streamed < returned for _, streamed, returned in firsts)
 
 
 def test_an_arm_that_cannot_load_says_its_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
