@@ -11,7 +11,7 @@ Pairs of each figure are added until its half-width is at most 1 % and no bound 
 and its Student interval stand beside it in the JSON, and so does every pair.
 
 The bare loop takes the moment of the first token from the stream that `generate` offers. `ttft_over_wall`, without a bound, holds
-EffiLLM's first token against the return of a `generate` of one token, which gives up its cache before: up to 3 % later.
+EffiLLM's first token against the return of a `generate` of one token, which gives up its cache before it returns.
 
 Exit: 0 every ratio decided and inside 0.98 to 1.02 (probe overhead below 1 %), 1 one of them outside, 3 one undecided.
 """

@@ -39,26 +39,36 @@ from effillm_server.ledger.engine import connect
 
 TARGET_P99_MS = 200.0
 EVERY_S = 1.0
-# What is read how often out of ten times.
+JOIN_S = 5.0
+# What is read how often out of eleven times.
 MIX = (
     ("sweep", "/v1/sweeps/{sweep}", 5), ("jobs", "/v1/sweeps/{sweep}/jobs?limit=100", 2), ("devices", "/v1/devices", 1),
-    ("list", "/v1/sweeps", 1), ("page", "/sweeps/{sweep}/jobs", 1),
+    ("list", "/v1/sweeps", 1), ("page", "/sweeps/{sweep}/jobs", 1), ("matrix", "/sweeps/{sweep}", 1),
 )  # fmt: skip
 
 
 @dataclass
 class Readings:
-    """Milliseconds by what was read, how late readers began (they are slowed by their own machine), and what went wrong."""
+    """Milliseconds by what was read, how late readers began (they are slowed by their own machine), and what went wrong.
+
+    `joining` are those of the first seconds, in which everybody comes with a key that has not been looked up yet.
+    """
 
     times_ms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     late_ms: list[float] = field(default_factory=list)
+    joining_ms: list[float] = field(default_factory=list)
     errors: int = 0
     seconds: float = 0.0
 
     def figures(self) -> dict[str, float]:
         every = [value for values in self.times_ms.values() for value in values]
         found = {"reads_per_s": len(every) / self.seconds, "errors": float(self.errors)}
-        for name, values in (("all", every), *sorted(self.times_ms.items()), ("late", self.late_ms)):
+        for name, values in (
+            ("all", every),
+            *sorted(self.times_ms.items()),
+            ("late", self.late_ms),
+            ("joining", self.joining_ms),
+        ):
             found |= {f"{name}_p50_ms": common.quantile(values, 0.5), f"{name}_p99_ms": common.quantile(values, 0.99)}
         return found
 
@@ -81,7 +91,7 @@ def main() -> int:
         for load in ("quiet", "live"):
             common.tidy(engine)
             devices = arguments.devices if load == "live" else 0
-            with reporting(url, devices, arguments.seconds + 2 * EVERY_S, arguments.cell_s) as reports:
+            with reporting(url, devices, JOIN_S + arguments.seconds + EVERY_S, arguments.cell_s) as reports:
                 readings = read(address, sweep, held, arguments.seconds)
             figures |= {f"{load}.{name}": value for name, value in readings.figures().items()}
             figures |= {f"live.{name}": value for name, value in reports.items()}
@@ -111,17 +121,16 @@ def read(address: str, sweep: str, held: Sequence[str], seconds: float) -> Readi
     place = urlsplit(address)
 
     async def everybody() -> None:
-        until = time.monotonic() + seconds
+        joined = time.monotonic() + JOIN_S
         await asyncio.gather(
             *(
-                _reader(place.hostname or "", place.port or 0, sweep, key, until, n, readings)
+                _reader(place.hostname or "", place.port or 0, sweep, key, (joined, joined + seconds), n, readings)
                 for n, key in enumerate(held)
             )
         )
+        readings.seconds = time.monotonic() - joined  # more than asked for where readers had to wait
 
-    began = time.monotonic()
     asyncio.run(everybody())
-    readings.seconds = time.monotonic() - began  # more than asked for where readers had to wait
     return readings
 
 
@@ -167,20 +176,27 @@ def _devices(ready: Any, answers: Any, url: str, devices: int, seconds: float, c
     answers.put(those.figures)
 
 
-async def _reader(host: str, port: int, sweep: str, key: str, until: float, number: int, readings: Readings) -> None:
-    """One that looks every second, from a moment of its own on."""
+async def _reader(
+    host: str, port: int, sweep: str, key: str, window: tuple[float, float], number: int, readings: Readings
+) -> None:
+    """One that looks every second, from a moment of its own on; counted from when all have joined."""
     dice = random.Random(number)
     names, paths, weights = zip(*MIX, strict=True)
-    due = time.monotonic() + dice.uniform(0, EVERY_S)
+    joined, until = window
+    due = joined - dice.uniform(0, JOIN_S)
     reader, writer = await asyncio.open_connection(host, port)
     try:
         while due < until:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             began = time.monotonic()
-            readings.late_ms.append((began - due) * 1000)
             which = dice.choices(range(len(names)), weights)[0]
             status = await _get(reader, writer, paths[which].format(sweep=sweep), key)
-            readings.times_ms[names[which]].append((time.monotonic() - began) * 1000)
+            took_ms = (time.monotonic() - began) * 1000
+            if due < joined:
+                readings.joining_ms.append(took_ms)
+            else:
+                readings.late_ms.append((began - due) * 1000)
+                readings.times_ms[names[which]].append(took_ms)
             readings.errors += status != 200
             due += EVERY_S
     except (OSError, asyncio.IncompleteReadError):

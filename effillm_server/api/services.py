@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, cast
+from typing import Annotated, Protocol, TypeVar, cast
 
 import sqlalchemy
 from fastapi import Depends, Path, Request
@@ -92,7 +92,20 @@ def sweep_of(connection: sqlalchemy.Connection, sweep_id: str, viewer: Viewer) -
     return seen(queries.sweep(connection, sweep_id), sweep_id, viewer)
 
 
-def seen(sweep: SweepRecord | None, sweep_id: str, viewer: Viewer) -> SweepRecord:
+class Owned(Protocol):
+    """Something that belongs to somebody: a sweep, as a record or as it is shown."""
+
+    @property
+    def owner(self) -> str | None: ...
+
+    @property
+    def visibility(self) -> str: ...
+
+
+S = TypeVar("S", bound=Owned)
+
+
+def seen(sweep: S | None, sweep_id: str, viewer: Viewer) -> S:
     """The sweep that was read under this id. Raises NotFound for none, and for one that is private to somebody else."""
     if sweep is None or not viewer.sees(sweep.visibility, sweep.owner):
         raise NotFound(f"no sweep has the id {sweep_id!r}; GET /v1/sweeps lists them")

@@ -20,7 +20,7 @@ from effillm_server.contract.sweep import SweepDefinition
 from effillm_server.errors import Conflict, Unavailable
 from effillm_server.ledger import queries, queue
 from effillm_server.ledger.enqueue import NewSweep
-from effillm_server.records import SweepRecord
+from effillm_server.records import SweepRecord, Viewer
 
 router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
 
@@ -141,10 +141,10 @@ def page_of(served: Services, who: Caller, after: str | None, limit: int) -> Pag
     return PageView(items=[SweepSummary.of(sweep) for sweep in sweeps[:limit]], next=following)
 
 
-def view_of(served: Services, who: Caller, sweep_id: str) -> SweepView:
+def view_of(served: Services, viewer: Viewer, sweep_id: str) -> SweepView:
     """The sweep as it stands. Raises NotFound."""
     with served.reading() as connection:
-        return SweepView.of(sweep_of(connection, sweep_id, who.viewer))
+        return SweepView.of(sweep_of(connection, sweep_id, viewer))
 
 
 def _shown(served: Services, sweep_id: str) -> tuple[SweepRecord, Shown]:

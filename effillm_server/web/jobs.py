@@ -34,7 +34,7 @@ def look(request: Request, served: Served, who: Reader, job_id: JobId) -> HTMLRe
     """Everything known about one cell."""
     live = live_of(served)
     job = api.look(served, who, job_id)
-    sweep = sweeps.view_of(served, who, job.sweep)
+    sweep = sweeps.view_of(served, who.viewer, job.sweep)
     following = None if job.state.is_terminal else replace(live, stream=f"/v1/events?sweep={job.sweep}")
     return page(
         request, who, "job.html", job=job, sweep=sweep, live=following, may_change=may_change(who, sweep.owner),

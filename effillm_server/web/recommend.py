@@ -67,7 +67,7 @@ def recommend(
     found, why_not, sliders, title = None, None, [], ""
     if chosen:
         # A sweep that does not exist, or not for this caller, is said here.
-        title = api.view_of(served, who, chosen).name
+        title = api.view_of(served, who.viewer, chosen).name
         asked = {name: request.query_params.get(name, "") for name in LIMITS}
         sliders = _sliders(served, chosen, asked)
         try:

@@ -65,7 +65,7 @@ def blank(
         with served.reading() as connection:
             here = sorted(queries.known_hardware(connection))
         return _shown(request, served, who, Draft(mode, forms.DEFAULTS | {"hardware": here[:1] or ["cpu"]}, STARTER))
-    earlier = api.view_of(served, who, like).definition
+    earlier = api.view_of(served, who.viewer, like).definition
     text = words.plain_yaml(earlier.model_dump(mode="json", exclude_defaults=True))
     fields = forms.fields_of(earlier)
     # The form has no place for some of what a definition may say.

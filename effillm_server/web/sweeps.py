@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from markupsafe import Markup
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse
 
 from effillm_server.api import insight, jobs, results
 from effillm_server.api import sweeps as api
 from effillm_server.api.auth import Caller, Reader, Submitter, may_change
 from effillm_server.api.rows import Asked
-from effillm_server.api.services import Served, Services, SweepId
+from effillm_server.api.services import EVERYTHING, Served, Services, SweepId, seen
 from effillm_server.api.views import SweepView
 from effillm_server.errors import EffillmError
 from effillm_server.ledger import queries
 from effillm_server.lifecycle import JobState
+from effillm_server.records import JobRecord, Viewer
 from effillm_server.web import words
 from effillm_server.web.grid import BY_STATE, METRICS, Choice, Grid, caption, choose, grid
 from effillm_server.web.progress import Progress, parts, progress
@@ -64,9 +67,17 @@ def listing(request: Request, served: Served, who: Reader, after: After = None) 
 
 
 @router.get("/sweeps/{sweep_id}")
-def matrix(request: Request, served: Served, who: Reader, sweep_id: SweepId) -> HTMLResponse:
+async def matrix(request: Request, served: Served, who: Reader, sweep_id: SweepId) -> HTMLResponse:
     """The sweep and its matrix as a grid."""
-    shown = _shown(served, who, sweep_id)
+    above = await served.together.get(
+        ("above", sweep_id), lambda: _above(served, EVERYTHING, sweep_id, live_of(served, sweep_id))
+    )
+    seen(above.sweep, sweep_id, who.viewer)
+    return await run_in_threadpool(_matrix, request, served, who, above)
+
+
+def _matrix(request: Request, served: Services, who: Caller, above: _Above) -> HTMLResponse:
+    shown, sweep_id = above.shown(who), above.sweep.id
     choice = choose(shown["sweep"].definition, dict(request.query_params))
     matrices: Shared[tuple[Grid, Markup]] = request.app.state.matrices
     (drawn, table), is_behind = matrices.get(
@@ -122,7 +133,7 @@ def frontier(request: Request, served: Served, who: Reader, sweep_id: SweepId) -
 
 
 @router.get("/sweeps/{sweep_id}/jobs")
-def listed_jobs(
+async def listed_jobs(
     request: Request,
     served: Served,
     who: Reader,
@@ -131,19 +142,19 @@ def listed_jobs(
     after: After = None,
 ) -> HTMLResponse:
     """The jobs in the sweep's order, of one state if asked for."""
-    _, found = jobs.page_of(served, who.viewer, sweep_id, state, after, JOBS_ON_A_PAGE)
-    shown = _shown(served, who, sweep_id)
-    return page(
-        request,
-        who,
-        "jobs.html",
-        tab="/jobs",
-        jobs=found.items,
-        next=found.next,
-        state=state,
-        states=list(JobState),
-        **shown,
-    )
+
+    def make() -> _Listed:
+        live = live_of(served, sweep_id)
+        _, found = jobs.page_of(served, EVERYTHING, sweep_id, state, after, JOBS_ON_A_PAGE)
+        table = part("jobs_table.html", jobs=found.items, state=state)
+        return _Listed(_above(served, EVERYTHING, sweep_id, live), table, found.next)
+
+    made = await served.together.get(("jobs page", sweep_id, state, after), make)
+    seen(made.above.sweep, sweep_id, who.viewer)
+    return await run_in_threadpool(
+        page, request, who, "jobs.html", tab="/jobs", table=made.table, next=made.next, state=state, states=list(JobState),
+        **made.above.shown(who),
+    )  # fmt: skip
 
 
 @router.get("/sweeps/{sweep_id}/definition")
@@ -183,20 +194,48 @@ def live_of(served: Services, sweep_id: str | None = None) -> Live:
     return Live("/v1/events" + (f"?sweep={sweep_id}" if sweep_id else ""), after, PATIENCE_S[0][1])
 
 
+@dataclass(frozen=True)
+class _Above:
+    """What every page of a sweep shows above its own part: the same to all who may see the sweep."""
+
+    sweep: SweepView
+    live: Live
+    running: Sequence[JobRecord]
+    waiting: str | None
+
+    def shown(self, who: Caller) -> dict[str, Any]:
+        """As the templates want it, for `who`."""
+        far: Progress = progress(self.sweep)
+        return {
+            "sweep": self.sweep, "progress": far, "bits": parts(self.sweep), "running": self.running,
+            "waiting": self.waiting, "live": self.live, "tabs": TABS, "may_change": may_change(who, self.sweep.owner),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A page of a sweep's jobs, drawn, and the cursor of the next."""
+
+    above: _Above
+    table: Markup
+    next: str | None
+
+
 def _shown(served: Services, who: Caller, sweep_id: str) -> dict[str, Any]:
-    """What every page of a sweep shows above its own part."""
-    live = live_of(served, sweep_id)
-    sweep: SweepView = api.view_of(served, who, sweep_id)
+    """What every page of a sweep shows above its own part, to `who`."""
+    return _above(served, who.viewer, sweep_id, live_of(served, sweep_id)).shown(who)
+
+
+def _above(served: Services, viewer: Viewer, sweep_id: str, live: Live) -> _Above:
+    """The upper part of the sweep's pages, read behind `live`. Raises NotFound."""
+    sweep: SweepView = api.view_of(served, viewer, sweep_id)
     live = replace(live, every_s=next(seconds for most, seconds in PATIENCE_S if sweep.total <= most))
-    far: Progress = progress(sweep)
-    running, waiting = [], None
+    running: Sequence[JobRecord] = ()
+    waiting = None
     with served.reading() as connection:
         if sweep.counts.get(JobState.LEASED):
             running = queries.jobs(connection, sweep_id, None, SHOWN_RUNNING, JobState.LEASED)
         elif sweep.counts.get(JobState.PENDING):
             first = queries.jobs(connection, sweep_id, None, 1, JobState.PENDING)
             waiting = queries.explain(connection, first[0].id) if first else None
-    return {
-        "sweep": sweep, "progress": far, "bits": parts(sweep), "running": running, "waiting": waiting, "live": live,
-        "tabs": TABS, "may_change": may_change(who, sweep.owner),
-    }  # fmt: skip
+    return _Above(sweep, live, running, waiting)

@@ -77,3 +77,13 @@ def test_a_page_is_printed_on_white_without_its_buttons(lab: Lab, chromium: Brow
         expect(page.locator("nav").first).not_to_be_visible()
         expect(page.locator("#grid")).to_be_visible()
         assert len(page.pdf()) > 10_000
+
+
+def test_a_figure_drawn_for_a_dark_screen_is_printed_light(lab: Lab, chromium: Browser) -> None:
+    with visiting(chromium, lab.origin, scheme="dark") as visitor:
+        page = visitor.go(f"/sweeps/{lab.sweep}/figures")
+        drawn = page.locator("figure.dark .chart svg").first
+        expect(drawn).to_be_visible(timeout=LONG_MS)
+        expect(drawn).to_have_css("filter", "none")
+        page.emulate_media(media="print")
+        expect(drawn).to_have_css("filter", "invert(1) hue-rotate(180deg)")

@@ -21,6 +21,7 @@
     views.delete(figure);
     figure.classList.toggle("lacking", Boolean(lacking));
     figure.classList.toggle("drawn", !lacking);
+    figure.classList.toggle("dark", theme === "dark");
     if (lacking) { place.replaceChildren(); return; }
     views.set(figure, await vegaEmbed(place, specification, OPTIONS));
   }
