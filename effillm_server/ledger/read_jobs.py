@@ -17,18 +17,22 @@ JOB_COLUMNS = f"""
     j.result_fence, j.not_before, j.finished_at, s.created_at, m.verdict, {cell_columns("j")},
     coalesce(j.device_id, m.device_id, a.device_id) AS device_id
 """
-JOB_TABLES = """
-    job j JOIN sweep s ON s.id = j.sweep_id
+_JOINED = """
+    JOIN sweep s ON s.id = j.sweep_id
     LEFT JOIN measurement m ON m.job_id = j.id AND m.fence = j.result_fence
     LEFT JOIN attempt a ON a.job_id = j.id AND a.fence = j.fence
 """
+JOB_TABLES = f"job j {_JOINED}"
 _ONE = text(f"SELECT {JOB_COLUMNS} FROM {JOB_TABLES} WHERE j.id = :id")
+# The page first, then what belongs to it: of a sweep stored a moment ago the planner knows nothing yet, and would join all of it.
 _PAGE = f"""
-SELECT {JOB_COLUMNS} FROM {JOB_TABLES}
-WHERE j.sweep_id = :sweep AND j.ordinal > :after {{state}} ORDER BY j.ordinal LIMIT :limit
+WITH page AS MATERIALIZED (
+    SELECT * FROM job WHERE sweep_id = :sweep AND ordinal > :after {{state}} ORDER BY ordinal LIMIT :limit
+)
+SELECT {JOB_COLUMNS} FROM page j {_JOINED} ORDER BY j.ordinal
 """
 _ALL = text(_PAGE.format(state=""))
-_IN_STATE = text(_PAGE.format(state="AND j.state = :state"))
+_IN_STATE = text(_PAGE.format(state="AND state = :state"))
 _ATTEMPTS = text("SELECT * FROM attempt WHERE job_id = :job ORDER BY fence")
 _FRONTIER = text("""
 SELECT model, weights, quantization, dtype, engine, runtime, hardware, workload, generate_tokens, sequence_length,
