@@ -29,6 +29,7 @@ from effillm_server.api import (
 from effillm_server.api.hub import Hub
 from effillm_server.api.keyring import Keyring
 from effillm_server.api.limits import BodyLimit, Outermost, SameSite
+from effillm_server.api.quick import Quick, QuickRoute
 from effillm_server.api.rates import AddressLimit, Rates
 from effillm_server.api.requests import Requests
 from effillm_server.api.services import Services, Tally
@@ -40,6 +41,11 @@ from effillm_server.web import routes as pages
 ROUTERS = (
     sweeps.router, jobs.router, results.router, insight.router, devices.router, events.router, keys.router,
     sessions.router, audit.router, metrics.router, health.router,
+)  # fmt: skip
+# What two hundred people who watch a sweep ask for.
+QUICK = (
+    QuickRoute("/v1/sweeps/{sweep_id}", sweeps.look), QuickRoute("/v1/sweeps/{sweep_id}/jobs", jobs.of_sweep),
+    QuickRoute("/v1/sweeps", sweeps.listing), QuickRoute("/v1/devices", devices.listing), *pages.QUICK,
 )  # fmt: skip
 
 
@@ -78,6 +84,7 @@ def create_app(settings: Settings, engine: sqlalchemy.Engine) -> FastAPI:
     pages.install(app)
     documented.install(app)
     # The last one added is the first one asked.
+    app.add_middleware(Quick, served=services, routes=QUICK)
     app.add_middleware(BodyLimit)
     app.add_middleware(SameSite, loopback=is_loopback(settings.host), public_url=settings.public_url)
     if services.keyring.required:

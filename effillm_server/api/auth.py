@@ -91,6 +91,20 @@ def identify(request: Request, csrf: str | None = None) -> Caller | None:
     return None
 
 
+def known_at_once(request: Request) -> Caller | None:
+    """The caller of a request that changes nothing, if no database is needed to know them; nobody is refused, nothing is raised."""
+    keyring = services(request).keyring
+    authorization, token = request.headers.get("authorization"), request.cookies.get(COOKIE)
+    if authorization is not None:
+        scheme, _, text = authorization.partition(" ")
+        key = keyring.key(text.strip()) if scheme.lower() == "bearer" and keyring.remembers_key(text.strip()) else None
+        return None if key is None else holder(key, request)
+    if token is not None:
+        session = keyring.session(token) if keyring.remembers_session(token) else None
+        return None if session is None else holder(session.key, request, token)
+    return holder(None, request) if not keyring.required and _is_here(request) else None
+
+
 def known_key(request: Request, text: str) -> KeyRecord:
     """The valid key of this text. Raises 401, and 429 for an address that has sent too many wrong ones."""
     served, address = services(request), place(request.scope.get("client"))

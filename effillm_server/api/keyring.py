@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hmac
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import sqlalchemy
 
 from effillm_server import credentials
+from effillm_server.api.remembered import Remembered
 from effillm_server.ledger import keys
 from effillm_server.records import KeyRecord, SessionRecord
 from effillm_server.settings import Settings
@@ -20,9 +18,6 @@ from effillm_server.settings import Settings
 REMEMBERED_S = 2.0
 # What is remembered for less than this any more may be forgotten by the time it is asked for.
 AT_ONCE_S = 0.2
-MOST_REMEMBERED = 10_000
-
-T = TypeVar("T")
 
 
 class Keyring:
@@ -34,95 +29,74 @@ class Keyring:
         self.required = credentials.is_required(settings)
         self._engine = engine
         self._now = now
+        self._keys = Remembered(self._read_keys, REMEMBERED_S, now)
+        self._sessions = Remembered(self._read_sessions, REMEMBERED_S, now)
+        self._valid = Remembered(self._read_valid, REMEMBERED_S, now)
         self._lock = threading.Lock()
-        self._known: OrderedDict[bytes, tuple[float, KeyRecord | SessionRecord]] = OrderedDict()
         self._noted: dict[int, float] = {}  # when which key's use was last noted
 
     def key(self, text: str) -> KeyRecord | None:
         """The valid key of this text."""
         if credentials.KEY_TEXT.fullmatch(text) is None:
             return None
-        return self._remembered(credentials.digest(text), self._read_key)
+        return self._keys.get(credentials.digest(text))
 
     def session(self, token: str) -> SessionRecord | None:
         """The open session of this token. One without a key counts only where no keys are asked for."""
         if credentials.KEY_TEXT.fullmatch(token) is None:
             return None
-        found = self._remembered(credentials.digest(token, "session"), self._read_session)
+        found = self._sessions.get(credentials.digest(token, "session"))
         return None if found is not None and found.key is None and self.required else found
 
     def is_valid(self, key_id: int) -> bool:
         """Whether the key opens anything still, as it stood two seconds ago at most."""
-        return self._remembered(key_id.to_bytes(8), self._read_by_id) is not None
+        return self._valid.get(key_id) is not None
 
     def was_valid_just_now(self, key_id: int) -> bool:
         """Whether that has been looked up so lately that it need not be again. Waits for nothing."""
-        return self._is_fresh(key_id.to_bytes(8))
+        return self._valid.is_fresh(key_id)
 
     def remembers_key(self, text: str) -> bool:
         """Whether `key`, asked at once, answers without the database."""
-        return self._is_at_hand(text, "key")
+        return credentials.KEY_TEXT.fullmatch(text) is None or self._keys.is_fresh(credentials.digest(text), AT_ONCE_S)
 
     def remembers_session(self, token: str) -> bool:
         """Whether `session`, asked at once, answers without the database."""
-        return self._is_at_hand(token, "session")
-
-    def _is_at_hand(self, text: str, kind: str) -> bool:
-        if credentials.KEY_TEXT.fullmatch(text) is None:
-            return True
-        return self._is_fresh(credentials.digest(text, kind), AT_ONCE_S)
+        return credentials.KEY_TEXT.fullmatch(token) is None or self._sessions.is_fresh(
+            credentials.digest(token, "session"), AT_ONCE_S
+        )
 
     def forget(self) -> None:
         """Look everything up anew: something was revoked or closed."""
-        with self._lock:
-            self._known.clear()
+        for remembered in (self._keys, self._sessions, self._valid):
+            remembered.clear()
 
-    def _is_fresh(self, digest: bytes, for_s: float = 0.0) -> bool:
-        with self._lock:
-            kept = self._known.get(digest)
-        return kept is not None and self._now() - kept[0] + for_s < REMEMBERED_S
-
-    def _remembered(self, digest: bytes, read: Callable[[bytes], T | None]) -> T | None:
-        """What was read under this digest a moment ago, else what is read now. Only what exists is remembered."""
-        with self._lock:
-            kept = self._known.get(digest)
-        if kept is not None and self._now() - kept[0] < REMEMBERED_S:
-            return kept[1]  # type: ignore[return-value]
-        at = self._now()
-        found = read(digest)
-        with self._lock:
-            self._known.pop(digest, None)
-            if found is not None:
-                self._known[digest] = (at, found)  # type: ignore[assignment]
-                while len(self._known) > MOST_REMEMBERED:
-                    self._known.popitem(last=False)
+    def _read_keys(self, digests: Sequence[bytes]) -> Mapping[bytes, KeyRecord]:
+        # Found by their SHA-256: how long that takes tells nothing of a secret.
+        with self._engine.connect() as connection:
+            found = keys.keys_by_hash(connection, digests)
+        self._used(found.values())
         return found
 
-    def _read_key(self, digest: bytes) -> KeyRecord | None:
+    def _read_sessions(self, digests: Sequence[bytes]) -> Mapping[bytes, SessionRecord]:
         with self._engine.connect() as connection:
-            found = keys.key_by_hash(connection, digest)
-        if found is None or not hmac.compare_digest(found[1], digest):
-            return None
-        self._used(found[0])
-        return found[0]
-
-    def _read_session(self, digest: bytes) -> SessionRecord | None:
-        with self._engine.connect() as connection:
-            found = keys.session(connection, digest)
-        if found is not None and found.key is not None:
-            self._used(found.key)
+            found = keys.sessions(connection, digests)
+        self._used(session.key for session in found.values() if session.key is not None)
         return found
 
-    def _read_by_id(self, digest: bytes) -> KeyRecord | None:
+    def _read_valid(self, key_ids: Sequence[int]) -> Mapping[int, KeyRecord]:
         with self._engine.connect() as connection:
-            return keys.valid_key(connection, int.from_bytes(digest))
+            return keys.valid_keys(connection, key_ids)
 
-    def _used(self, key: KeyRecord) -> None:
-        """Have it noted that the key is in use, as often as the ledger can tell the difference."""
+    def _used(self, used: Iterable[KeyRecord]) -> None:
+        """Have it noted that the keys are in use, as often as the ledger can tell the difference."""
         now = self._now()
         with self._lock:
-            if now - self._noted.get(key.id, float("-inf")) < keys.LAST_USE_RESOLUTION_S:
-                return
-            self._noted[key.id] = now
-        with self._engine.begin() as connection:
-            keys.used(connection, key.id)
+            due = [
+                key.id for key in used
+                if now - self._noted.get(key.id, float("-inf")) >= keys.LAST_USE_RESOLUTION_S
+            ]  # fmt: skip
+            self._noted |= dict.fromkeys(due, now)
+        if due:
+            with self._engine.begin() as connection:
+                keys.used(connection, due)

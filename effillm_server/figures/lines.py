@@ -114,7 +114,8 @@ class LineFigure:
     def _x_axis(self, data: list[parts.Point]) -> alt.X:
         title = X_TITLES[self.x]
         if not self.log_x:
-            return alt.X("x:Q", title=title, scale=alt.Scale(zero=True, nice=True))
+            axis = alt.Axis(tickCount=8, labelOverlap=True)
+            return alt.X("x:Q", title=title, scale=alt.Scale(zero=True, nice=True), axis=axis)
         return parts.log_axis(
             "x", f"{title[:-1]}, log scale)", [p["x"] for p in data], base=10 if self.x == "parameters" else 2
         )

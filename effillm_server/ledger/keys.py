@@ -26,25 +26,25 @@ INSERT INTO api_key (owner, prefix, hash, scopes, expires_at)
 VALUES (:owner, :prefix, :hash, :scopes, coalesce(:expires_at, clock_timestamp() + make_interval(secs => :lifetime_s)))
 ON CONFLICT (hash) DO NOTHING RETURNING {_COLUMNS}
 """)
-_BY_HASH = text(f"SELECT {_OF_KEY}, k.hash FROM api_key k WHERE k.hash = :hash AND {_VALID}")
+_BY_HASH = text(f"SELECT {_OF_KEY}, k.hash FROM api_key k WHERE k.hash = ANY(:hashes) AND {_VALID}")
 _ONE = text(f"SELECT {_COLUMNS} FROM api_key WHERE id = :id")
-_VALID_ONE = text(f"SELECT {_OF_KEY} FROM api_key k WHERE k.id = :id AND {_VALID}")
+_VALID_ONES = text(f"SELECT {_OF_KEY} FROM api_key k WHERE k.id = ANY(:ids) AND {_VALID}")
 _ALL = text(f"SELECT {_COLUMNS} FROM api_key WHERE id < :before ORDER BY id DESC LIMIT :limit")
 _HAS_ADMIN = text(f"SELECT EXISTS (SELECT FROM api_key k WHERE 'admin' = ANY(k.scopes) AND {_VALID})")
 _REVOKE = text("UPDATE api_key SET revoked_at = clock_timestamp() WHERE id = :id AND revoked_at IS NULL")
 _USED = text("""
 UPDATE api_key SET last_used_at = clock_timestamp()
-WHERE id = :id AND (last_used_at IS NULL OR last_used_at < clock_timestamp() - make_interval(secs => :resolution_s))
+WHERE id = ANY(:ids) AND (last_used_at IS NULL OR last_used_at < clock_timestamp() - make_interval(secs => :resolution_s))
 """)
 _OPEN = text("""
 INSERT INTO session (hash, api_key_id, expires_at)
 VALUES (:hash, :key_id, clock_timestamp() + make_interval(secs => :lifetime_s))
 """)
 # A session of a key that is gone is no session: the outer join keeps those that never had one.
-_SESSION = text(f"""
-SELECT s.expires_at AS session_expires_at, s.api_key_id, {_OF_KEY}
+_SESSIONS = text(f"""
+SELECT s.hash, s.expires_at AS session_expires_at, s.api_key_id, {_OF_KEY}
 FROM session s LEFT JOIN api_key k ON k.id = s.api_key_id
-WHERE s.hash = :hash AND s.expires_at > clock_timestamp() AND (s.api_key_id IS NULL OR ({_VALID}))
+WHERE s.hash = ANY(:hashes) AND s.expires_at > clock_timestamp() AND (s.api_key_id IS NULL OR ({_VALID}))
 """)
 _TAKE = text(f"""
 WITH taken AS (DELETE FROM session WHERE hash = :hash RETURNING api_key_id, expires_at)
@@ -82,10 +82,9 @@ def create_key(
     return None if row is None else _key(row)
 
 
-def key_by_hash(c: Connection, digest: bytes) -> tuple[KeyRecord, bytes] | None:
-    """The valid key with this digest, and the digest as it is stored; None when there is none, or none any more."""
-    row = c.execute(_BY_HASH, {"hash": digest}).first()
-    return None if row is None else (_key(row), bytes(row.hash))
+def keys_by_hash(c: Connection, digests: Sequence[bytes]) -> dict[bytes, KeyRecord]:
+    """The valid keys with these digests, by digest."""
+    return {bytes(row.hash): _key(row) for row in c.execute(_BY_HASH, {"hashes": list(digests)})}
 
 
 def key(c: Connection, key_id: int) -> KeyRecord | None:
@@ -94,10 +93,9 @@ def key(c: Connection, key_id: int) -> KeyRecord | None:
     return None if row is None else _key(row)
 
 
-def valid_key(c: Connection, key_id: int) -> KeyRecord | None:
-    """The key as long as it opens anything, None if it does not."""
-    row = c.execute(_VALID_ONE, {"id": key_id}).first()
-    return None if row is None else _key(row)
+def valid_keys(c: Connection, key_ids: Sequence[int]) -> dict[int, KeyRecord]:
+    """Those of the keys that open anything, by id."""
+    return {row.id: _key(row) for row in c.execute(_VALID_ONES, {"ids": list(key_ids)})}
 
 
 def keys(c: Connection, before: int, limit: int) -> list[KeyRecord]:
@@ -117,9 +115,9 @@ def revoke_key(c: Connection, key_id: int) -> bool:
     return hit
 
 
-def used(c: Connection, key_id: int) -> None:
-    """Note that the key is in use, to the minute."""
-    c.execute(_USED, {"id": key_id, "resolution_s": LAST_USE_RESOLUTION_S})
+def used(c: Connection, key_ids: Sequence[int]) -> None:
+    """Note that the keys are in use, to the minute."""
+    c.execute(_USED, {"ids": list(key_ids), "resolution_s": LAST_USE_RESOLUTION_S})
 
 
 def open_session(c: Connection, digest: bytes, key_id: int | None, lifetime_s: float) -> None:
@@ -128,14 +126,15 @@ def open_session(c: Connection, digest: bytes, key_id: int | None, lifetime_s: f
     c.execute(_OPEN, {"hash": digest, "key_id": key_id, "lifetime_s": lifetime_s})
 
 
-def session(c: Connection, digest: bytes) -> SessionRecord | None:
-    """The session with this digest, None when there is none, or its key is valid no more."""
-    return _session(c.execute(_SESSION, {"hash": digest}).first())
+def sessions(c: Connection, digests: Sequence[bytes]) -> dict[bytes, SessionRecord]:
+    """The open sessions with these digests, by digest; none of a key that is valid no more."""
+    return {bytes(row.hash): _session(row) for row in c.execute(_SESSIONS, {"hashes": list(digests)})}
 
 
 def take_session(c: Connection, digest: bytes) -> SessionRecord | None:
-    """Like `session`, and it is gone then: of several who ask at once, one gets it."""
-    return _session(c.execute(_TAKE, {"hash": digest}).first())
+    """The open session with this digest, and it is gone then: of several who ask at once, one gets it."""
+    row = c.execute(_TAKE, {"hash": digest}).first()
+    return None if row is None else _session(row)
 
 
 def close_session(c: Connection, digest: bytes) -> bool:
@@ -172,7 +171,5 @@ def _key(row: Any) -> KeyRecord:
     )  # fmt: skip
 
 
-def _session(row: Any) -> SessionRecord | None:
-    if row is None:
-        return None
+def _session(row: Any) -> SessionRecord:
     return SessionRecord(None if row.api_key_id is None else _key(row), row.session_expires_at)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter, FastAPI
 
+from effillm_server.api.quick import QuickRoute
 from effillm_server.web import assets, compare, devices, errors, jobs, keys, recommend, sign_in, submit, sweeps
 from effillm_server.web.shared import Shared
 
 PARTS = (assets, sign_in, submit, sweeps, jobs, devices, compare, recommend, keys)
+# Pages that many look at, by way of `api.quick`.
+QUICK = (QuickRoute("/sweeps/{sweep_id}", sweeps.matrix), QuickRoute("/sweeps/{sweep_id}/jobs", sweeps.listed_jobs))
 router = APIRouter()
 for part in PARTS:
     router.include_router(part.router)

@@ -274,6 +274,7 @@ class TransformersEngine:
                 "attention": getattr(self._model.config, "_attn_implementation", None),
                 "buffer_bytes": sum(buffer.numel() * buffer.element_size() for buffer in self._model.buffers()),
                 "quantization": evidence.model_dump(mode="json"),
+                "multiplied_in": self._method.multiplied_in(self._model, self._request.cell.dtype),
                 **roles(self._model, self._method),
             },
         )

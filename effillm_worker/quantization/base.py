@@ -118,6 +118,10 @@ class Method:
         """What multiplies by this module's matrix: its class, where that says it."""
         return type(module).__name__
 
+    def multiplied_in(self, model: Any, dtype: str) -> str | None:
+        """The type in which the model's matrices are multiplied, as a ceiling names it; None where the kernels do not say."""
+        return dtype
+
     @property
     def theoretical_bits(self) -> float | None:
         """Bits of one quantized weight without scales; None where a plan decides."""

@@ -53,6 +53,9 @@ class Gptq(base.Method):
         self._published: dict[str, Any] | None = None
         self._about: dict[str, Any] = {}
 
+    def multiplied_in(self, model: Any, dtype: str) -> str | None:
+        return None
+
     def check(self, device: str, dtype: str) -> None:
         # One of the kernels is compiled at its first product; a pool of compilers would stay beside the measurement.
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")

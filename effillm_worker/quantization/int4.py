@@ -58,6 +58,13 @@ class Int4(base.Method):
             return packed
         return base.Stored(math.prod(state.shape), packed.bytes + _scales(state))
 
+    def multiplied_in(self, model: Any, dtype: str) -> str | None:
+        # On a processor with products of bfloat16, bitsandbytes brings everything to it, whatever its compute dtype says.
+        layers = [module for module in model.modules() if self.is_quantized(module)]
+        on_processor = any(module.weight.device.type == "cpu" for module in layers)
+        fused = on_processor and any(getattr(module, "support_avx512bf16_for_cpu", False) for module in layers)
+        return "bfloat16" if fused else dtype
+
     def is_quantized(self, module: Any) -> bool:
         return type(module).__name__ == "Linear4bit"
 

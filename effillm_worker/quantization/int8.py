@@ -48,5 +48,8 @@ class Int8(base.Method):
         scales = getattr(parameter, "SCB", None)
         return matrix if scales is None else base.Stored(matrix.weights, matrix.bytes + base.plain(scales).bytes)
 
+    def multiplied_in(self, model: Any, dtype: str) -> str | None:
+        return "int8"
+
     def is_quantized(self, module: Any) -> bool:
         return type(module).__name__ == "Linear8bitLt"

@@ -73,6 +73,9 @@ class Int8Dynamic(Torchao):
 
         return Int8DynamicActivationInt8WeightConfig()
 
+    def multiplied_in(self, model: Any, dtype: str) -> str | None:
+        return "int8"
+
 
 class Int4WeightOnly(Torchao):
     """Weights in 4 bits with a scale and a zero point per group of a row."""
@@ -87,3 +90,6 @@ class Int4WeightOnly(Torchao):
         from torchao.quantization import Int4WeightOnlyConfig
 
         return Int4WeightOnlyConfig(group_size=group_size, set_inductor_config=False)
+
+    def multiplied_in(self, model: Any, dtype: str) -> str | None:
+        return None

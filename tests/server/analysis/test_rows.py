@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,6 +156,24 @@ def test_int8_products_have_the_ceiling_of_int8_only() -> None:
     over_float = row(full_record(), {"copy_bytes_s": 1e11, "matmul_flop_s": rates})
     assert over_int8["mfu_decode"] == pytest.approx(over_float["mfu_decode"] / 4)
     assert row(reduced, {"copy_bytes_s": 1e11, "matmul_flop_s": {"float32": 1e12}})["mfu_decode"] is None
+
+
+def test_products_have_the_ceiling_of_the_type_that_the_worker_says_they_are_made_in() -> None:
+    rates = {"copy_bytes_s": 1e11, "matmul_flop_s": {"float32": 1e12, "bfloat16": 4e12}}
+    record = full_record(of=cell(quantization="int4"))
+    assert record.child is not None
+
+    def said(**more: str | None) -> dict[str, Any]:
+        assert record.child is not None
+        model = record.child["loaded_model"]
+        model = model | {"details": model["details"] | more}
+        return row(ResultRecord(**{**vars(record), "child": record.child | {"loaded_model": model}}), rates)
+
+    over_float, over_bf16 = said(multiplied_in="float32"), said(multiplied_in="bfloat16")
+    assert over_bf16["mfu_prefill"] == pytest.approx(over_float["mfu_prefill"] / 4)
+    for unknown in (said(multiplied_in=None), said()):  # a row from before it was said may be of either
+        assert unknown["mfu_prefill"] is None and unknown["mfu_decode"] is None
+        assert unknown["mbu_decode"] == over_float["mbu_decode"]
 
 
 def test_utilization_of_a_model_that_did_not_say_what_is_multiplied_is_unknown() -> None:

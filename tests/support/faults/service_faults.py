@@ -19,10 +19,16 @@ def fleet_killed(on: Field) -> Recovery | None:
     leader = on.lab.active_fleet()
     if leader is None:
         return None
-    os.kill(on.lab.kept[leader].pid, signal.SIGKILL)
-    on.lab.hold(leader, on.dice.uniform(0, 3))
-    lab = on.lab
-    looks = [lambda: lab.active_fleet() not in (None, leader), lambda: fleet_serves(lab)]
+    lab, life = on.lab, on.lab.kept[leader].starts
+    os.kill(lab.kept[leader].pid, signal.SIGKILL)
+    lab.hold(leader, on.dice.uniform(0, 3))
+
+    def leads_anew() -> bool:
+        # The other one, or, where another fault has it starting at this moment, this one in its next life.
+        active = lab.active_fleet()
+        return active is not None and (active != leader or lab.kept[active].starts > life)
+
+    looks = [leads_anew, lambda: fleet_serves(lab)]
     if len(lab.fleets) == 1:
         looks = [lambda: fleet_serves(lab)]
     return Recovery("active fleet killed", looks, frozenset({"fleet"}))

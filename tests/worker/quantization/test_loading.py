@@ -108,6 +108,20 @@ def test_output_is_that_of_the_librarys_own_loading_path(cache: Path, label: str
     assert not torch.equal(expected, own_path(cache))
 
 
+def test_int4_says_the_type_that_its_kernel_brings_its_inputs_to(cache: Path) -> None:
+    model, found, _ = load(cache, "int4")
+    layer = next(module for module in model.modules() if type(module).__name__ == "Linear4bit")
+    inputs = torch.randn(3, layer.in_features)
+    with torch.no_grad():
+        exact, rounded = layer(inputs), layer(inputs.bfloat16().float())
+    assert found.details["multiplied_in"] == ("bfloat16" if torch.equal(exact, rounded) else "float32")
+
+
+@pytest.mark.parametrize(("label", "dtype"), [("fp32", "float32"), ("int8", "int8"), ("uniform-b4", "float32")])
+def test_the_type_of_the_products_is_told(cache: Path, label: str, dtype: str) -> None:
+    assert load(cache, label)[1].details["multiplied_in"] == dtype
+
+
 def test_threshold_decides_what_is_multiplied_unquantized(cache: Path) -> None:
     plain = own_path(cache)
     errors = {label: float((logits(load(cache, label)[0]) - plain).norm()) for label in ("int8-t0.5", "int8-t1000")}
