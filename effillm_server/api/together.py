@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 # So many questions under way at once make a crowd, and in a crowd one question is answered so often at most.
 CROWD = 4
-PACE_S = 0.1
+PACE_S = 0.05
 
 
 @dataclass
