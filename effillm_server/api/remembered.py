@@ -34,6 +34,7 @@ class Remembered(Generic[K, V]):
         self._read, self._for_s, self._now, self._most = read, for_s, now, most
         self._lock = threading.Lock()
         self._entries: OrderedDict[K, _Entry[V]] = OrderedDict()
+        self._clearings = 0
 
     def get(self, key: K) -> V | None:
         """The value as it stood `for_s` seconds ago at most, None when there is none."""
@@ -44,9 +45,13 @@ class Remembered(Generic[K, V]):
                 entry.asked_s = now
                 if now - entry.read_s < self._for_s:
                     return entry.value
+            clearings = self._clearings
             along = [other for other, kept in self._entries.items() if other != key and self._is_due(kept, now)]
         found = self._read([key, *along])
         with self._lock:
+            if clearings != self._clearings:
+                # Read before something was revoked, perhaps: good for this answer, which was asked for before, and for no other.
+                return found.get(key)
             for one in (key, *along):
                 before = self._entries.pop(one, None)
                 if one in found:
@@ -66,6 +71,7 @@ class Remembered(Generic[K, V]):
         """Read everything anew."""
         with self._lock:
             self._entries.clear()
+            self._clearings += 1
 
     def _is_due(self, entry: _Entry[V], now: float) -> bool:
         return now - entry.read_s >= self._for_s / 2 and now - entry.asked_s < self._for_s

@@ -67,3 +67,19 @@ def test_fresh_for_a_while_means_until_then() -> None:
     assert shelf.remembered.is_fresh("ada", 0.2) and not shelf.remembered.is_fresh("ada", 0.4)
     shelf.remembered.clear()
     assert not shelf.remembered.is_fresh("ada")
+
+
+def test_what_was_read_before_everything_was_cleared_is_not_remembered_after_it() -> None:
+    shelf = Shelf(ada=1, bob=1)
+    shelf.remembered.get("bob")
+    shelf.clock.now_s += 1.5
+    read = shelf.read
+
+    def revoked_meanwhile(keys: Sequence[str]) -> dict[str, int]:
+        found = read(keys)
+        shelf.remembered.clear()
+        return found
+
+    shelf.remembered._read = revoked_meanwhile
+    assert shelf.remembered.get("ada") == 1 and shelf.asked[-1] == {"ada", "bob"}
+    assert not shelf.remembered.is_fresh("ada") and not shelf.remembered.is_fresh("bob")
