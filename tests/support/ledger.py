@@ -166,6 +166,14 @@ def ledger(url: str, role: Any = "api") -> Iterator[Engine]:
         engine.dispose()
 
 
+def end_session(c: Connection, pid: int) -> None:
+    """End the session of a server process and return when it is gone: a bare request for it returns before.
+
+    Not asked of pg_stat_activity, which shows a transaction what it showed it first.
+    """
+    assert c.execute(text("SELECT pg_terminate_backend(:pid, 10000)"), {"pid": pid}).scalar_one()
+
+
 def expire(c: Connection, job_id: int) -> None:
     """Move the lease's end, and what the database remembers of its own start, into the past."""
     c.execute(

@@ -16,8 +16,7 @@ from sqlalchemy.pool import NullPool
 from effillm_server.errors import BadInput, Unavailable
 from effillm_server.ledger.engine import Role, configuration, connect, migrate, schema_state
 from effillm_server.ledger.tables import metadata
-from tests.support.ledger import ledger
-from tests.support.waiting import until
+from tests.support.ledger import end_session, ledger
 
 CATALOG = """
     SELECT 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
@@ -144,8 +143,5 @@ def _end_session_of(engine: Engine, other: Engine) -> int:
     with engine.connect() as connection:
         pid = int(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
     with other.connect() as connection:
-        connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
-        connection.commit()
-        gone = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
-        until("the session is gone", lambda: connection.execute(gone, {"pid": pid}).scalar_one() == 0, within_s=10)
+        end_session(connection, pid)
     return pid

@@ -7,6 +7,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DataError, OperationalError
 
 from effillm_server.ledger.prepared import Statement
+from tests.support.ledger import end_session
 
 INSERT = Statement("test_insert", "INSERT INTO event (kind, data) VALUES (:kind, :data)", kind="text", data="jsonb")
 DIVIDE = Statement("test_divide", "SELECT 12 / :by AS twelfth, :by::text AS written", by="int")
@@ -49,8 +50,7 @@ def test_an_error_of_the_server_is_sqlalchemys(engine: Engine) -> None:
 def test_a_lost_connection_is_given_up_and_the_next_one_works(engine: Engine) -> None:
     with engine.connect() as c, engine.connect() as other:
         pid = c.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
-        other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
-        other.rollback()
+        end_session(other, pid)
         with pytest.raises(OperationalError) as lost:
             DIVIDE(c, {"by": 3})
         assert lost.value.connection_invalidated
