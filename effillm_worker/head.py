@@ -145,13 +145,6 @@ def is_taken(port: int) -> bool:
     return False
 
 
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
-
-
 def _gcs(address: str) -> Any:
     """Ray's client of its head's tables; a compiled class without types."""
     return importlib.import_module("ray._raylet").GcsClient(address=address)

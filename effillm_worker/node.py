@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 from effillm_server.catalog import load
 from effillm_server.contract.fingerprint import DeviceDeclaration
 from effillm_server.errors import BadInput, EffillmError, Unavailable
+from effillm_server.ports import free_port
 from effillm_server.settings import Settings
 from effillm_worker import fingerprint, head
 from effillm_worker.fleet.offers import CLASS_PREFIX
@@ -210,7 +211,7 @@ def _plan(options: argparse.Namespace, settings: Settings) -> Plan:
         raise BadInput(
             f"--temp-dir {temp_dir} is too long for Ray's sockets: at most {LONGEST_TEMP_DIR} characters, found {len(str(temp_dir))}"
         )
-    port = head.free_port() if options.port == 0 else options.port or DEFAULT_PORT
+    port = free_port() if options.port == 0 else options.port or DEFAULT_PORT
     if options.head and head.is_taken(port):
         raise BadInput(f"port {port} is taken on this box: name another with --port, or 0 for a free one")
     _writable(settings.data_dir, "EFFILLM_DATA_DIR")
@@ -302,7 +303,7 @@ def _environment(settings: Settings, token: Path | None, declarations: Path) -> 
 def _command(plan: Plan, start: str) -> list[str]:
     place = ["--head", f"--port={plan.port}"] if plan.address is None else [f"--address={plan.address}"]
     if plan.address is None:
-        place += ["--include-dashboard=false", f"--ray-client-server-port={head.free_port()}"]
+        place += ["--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
         place += [] if plan.has_monitor else ["--no-monitor"]
     classes = sorted({device.hardware_class for device in plan.devices})
     labels = {head.NODE_LABEL: plan.name, head.START_LABEL: start, HARDWARE_LABEL: "_".join(classes)[:63] or "none"}

@@ -63,6 +63,8 @@ class Spool:
         for path in sorted(self._folder.glob(f"*{SUFFIX}")):
             try:
                 yield Spooled.model_validate_json(path.read_bytes())
+            except FileNotFoundError:
+                continue  # taken by the ledger since the folder was listed
             except ValueError as error:
                 aside = path.with_suffix(".unreadable")
                 path.replace(aside)

@@ -27,6 +27,7 @@ from effillm_server.cli.processes import Service, Services
 from effillm_server.cli.render import say, step
 from effillm_server.credentials import admin_key, is_loopback, is_required, without_admin
 from effillm_server.errors import BadInput, Unavailable
+from effillm_server.ports import free_port
 from effillm_server.settings import Settings
 
 POLL_S = 0.1
@@ -247,13 +248,6 @@ def bind(host: str, port: int) -> OSError | None:
         except OSError as error:
             return error
     return None
-
-
-def free_port(host: str) -> int:
-    """A port nobody listens on now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def check_answers(ray_address: str) -> None:

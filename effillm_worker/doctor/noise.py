@@ -116,14 +116,21 @@ def one_process(device: DeviceDeclaration, settings: Settings, within_s: float) 
         job_id=1, sweep_id="doctor", fence=1, device_id=device.id, attempt=1, cell=cell_of(device), plan=plan,
         load_group=uuid.uuid4().hex[:16], isolation=Isolation.CELL, fresh_child=True, ttl_s=within_s,
     )  # fmt: skip
-    bench = Bench(device, settings, lambda _: None)
-    alarm = threading.Timer(within_s, bench.cancel, (lease.job_id, lease.fence))
+    bench, over = Bench(device, settings, lambda _: None), threading.Event()
+
+    def end_it() -> None:
+        # The bench cancels only what it measures already, and the time may be over before that.
+        while not over.wait(0.02) and not bench.cancel(lease.job_id, lease.fence):
+            pass
+
+    alarm = threading.Timer(within_s, end_it)
     alarm.daemon = True
     alarm.start()
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # the worker's log lines are for a service, not for people
             outcome = bench.measure(lease)
     finally:
+        over.set()
         alarm.cancel()
         bench.discard()
     if not isinstance(outcome, Measured):

@@ -19,8 +19,8 @@ from sqlalchemy.pool import NullPool
 
 from effillm_server.ledger import queries, queue, roles
 from effillm_server.lifecycle import DeviceState, JobState
+from effillm_server.ports import free_port
 from effillm_worker import head
-from effillm_worker.head import free_port
 from tests.support.actors import cell, of_device, submit, wait_state
 from tests.support.faults import tree
 from tests.support.faults.database import Database

@@ -18,7 +18,8 @@ from tests.support.postgres import cloned
 
 YAML = {"Content-Type": "application/yaml"}
 VALID = "name: x\nmodels: [{id: facebook/opt-125m, weights: synthetic}]\nhardware: [cpu]\nquantization: [fp32]\n"
-SOON_S = 2.0
+# A bomb that goes off takes minutes, or the memory; a busy machine takes seconds.
+SOON_S = 20.0
 # Far more than one request needs, far less than what any of these would become.
 MUCH_BYTES = 200 * 2**20
 
@@ -84,8 +85,7 @@ def test_a_yaml_bomb_is_refused_soon_and_with_flat_memory(lab: Api, kind: str) -
     else:
         assert answer.status_code == 422, answer.text[:300]
         assert len(answer.text) < 5_000
-    # Tracing memory makes everything some times slower.
-    assert took_s < 5 * SOON_S, took_s
+    assert took_s < SOON_S, took_s
     assert peak < MUCH_BYTES, peak
 
 
@@ -128,7 +128,7 @@ def test_connections_that_never_finish_their_headers_keep_nobody_else_waiting(la
             slow = held.enter_context(socket.create_connection((url.host, url.port or 0), timeout=10))
             slow.sendall(b"GET /v1/sweeps HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
         began = time.monotonic()
-        assert httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
+        assert httpx.get(f"{url}/healthz", trust_env=False, timeout=120).status_code == 200
         assert time.monotonic() - began < SOON_S
 
 

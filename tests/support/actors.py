@@ -110,7 +110,7 @@ def database_away(maintenance_url: str, database_url: str) -> Iterator[None]:
     """The database refuses every connection and has ended all there were."""
     name = make_url(database_url).database
     run_sql(maintenance_url, f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
-    run_sql(maintenance_url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+    run_sql(maintenance_url, f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{name}'")
     try:
         yield
     finally:

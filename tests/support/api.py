@@ -70,7 +70,7 @@ def serving(database_url: str, **settings: Any) -> Iterator[Api]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        with closing(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False)) as client:
+        with closing(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False)) as client:
             yield Api(client, engine)
     finally:
         server.should_exit = True

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from effillm_worker.head import free_port
+from effillm_server.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 LONG_RUNNING = ("postgres", "api", "fleet", "worker")

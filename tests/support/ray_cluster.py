@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from effillm_worker.head import free_port
+from effillm_server.ports import free_port
 from tests.support.waiting import until
 
 
@@ -99,11 +99,12 @@ class RayCluster:
         found = []
         for process in psutil.process_iter():
             try:
-                if any(mark in part for part in process.cmdline()) or process.environ().get("EFFILLM_TEST") == mark:
+                ours = any(mark in part for part in process.cmdline()) or process.environ().get("EFFILLM_TEST") == mark
+                if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except psutil.Error:
                 continue
-        return [process for process in found if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE]
+        return found
 
     def actor_log(self) -> str:
         """What all actors wrote, for messages of failing tests."""

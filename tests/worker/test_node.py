@@ -14,9 +14,11 @@ import pytest
 import ray
 
 from effillm_server.errors import BadInput
+from effillm_server.ports import free_port
 from effillm_worker import fingerprint, head, node
 from effillm_worker.head import Versions, check_versions
 from tests.support.fake_ray_head import fake_ray_head
+from tests.support.processes import command
 from tests.support.ray_cluster import RayCluster, ray_cluster
 from tests.support.waiting import until
 
@@ -78,7 +80,7 @@ def test_a_taken_port_is_refused(box: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_head_that_does_not_answer_is_reported(box: Path, token: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert node.main(["--address", f"127.0.0.1:{head.free_port()}"]) == 1
+    assert node.main(["--address", f"127.0.0.1:{free_port()}"]) == 1
     assert "no Ray head answers at 127.0.0.1:" in capsys.readouterr().err
 
 
@@ -209,7 +211,7 @@ def test_a_node_told_to_stop_leaves_nothing_behind(cluster: RayCluster) -> None:
     extra.wait_for("node.ready")
     assert extra.stop(signal.SIGINT) == 0
     of_extra = str(cluster.folder / "extra")
-    assert not [p for p in cluster.processes() if any(of_extra in part for part in p.cmdline())]
+    until("nothing of it is left", lambda: not [p for p in cluster.processes() if of_extra in " ".join(command(p))])
     del cluster.nodes["extra"]
 
 

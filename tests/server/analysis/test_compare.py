@@ -146,6 +146,6 @@ def test_a_thousand_cells_are_compared_in_two_seconds() -> None:
     a = invent(grid)
     assert len(a) == 1008
     b = scaled(a, 1.1)
-    started = time.process_time()
+    started = time.thread_time()
     assert len(compare(a, b)["cells"]) == 1008
-    assert time.process_time() - started < 2
+    assert time.thread_time() - started < 2

@@ -192,8 +192,11 @@ def test_beyond_this_machine_it_asks_everybody_for_a_key_which_it_makes_into_a_f
 ) -> None:
     file = tmp_path / "admin-key"
     with started(DATABASE_URL=database_url, PORT="0", HOST="0.0.0.0", ADMIN_KEY_FILE=str(file)) as (_, url):
-        assert httpx.get(f"{url}/v1/sweeps", trust_env=False).status_code == 401
+        assert httpx.get(f"{url}/v1/sweeps", trust_env=False, timeout=120).status_code == 401
         headers = {"Authorization": f"Bearer {file.read_text().strip()}"}
-        assert httpx.get(f"{url}/v1/sweeps", headers=headers, trust_env=False).status_code == 200
+        assert httpx.get(f"{url}/v1/sweeps", headers=headers, trust_env=False, timeout=120).status_code == 200
         # There is no name of this machine that is the only right one.
-        assert httpx.get(f"{url}/healthz", headers={"Host": "lab.example"}, trust_env=False).status_code == 200
+        assert (
+            httpx.get(f"{url}/healthz", headers={"Host": "lab.example"}, trust_env=False, timeout=120).status_code
+            == 200
+        )

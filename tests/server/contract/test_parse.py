@@ -126,10 +126,10 @@ def test_another_content_type_is_refused_and_the_accepted_ones_named(content_typ
     ],
 )
 def test_deep_nesting_is_refused_at_once(content: str, content_type: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     message = str(refusal(content, content_type))
     assert "nested" in message or "nesting" in message
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 2
 
 
 @pytest.mark.parametrize("content_type", ["application/yaml", "application/json"])
@@ -144,9 +144,9 @@ def test_an_alias_bomb_is_refused_before_anything_is_built() -> None:
     bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)
     )
-    began = time.perf_counter()
+    began = time.thread_time()
     assert "not accepted" in str(refusal(bomb))
-    assert time.perf_counter() - began < 1
+    assert time.thread_time() - began < 1
 
 
 def test_more_values_than_any_sweep_has_are_refused() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import select
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,9 +27,9 @@ def listener(engine: Engine) -> Iterator[Any]:
 
 
 def _heard(listener: Any) -> list[str]:
-    """Kinds notified so far; a notification is sent before the commit that carries it returns."""
-    while select.select([listener], [], [], 0.2)[0]:
-        listener.poll()
+    """Kinds notified so far: the listening session is told before a commit returns, and tells with its next answer."""
+    with listener.cursor() as cursor:
+        cursor.execute("SELECT 1")
     kinds = [json.loads(notification.payload)["kind"] for notification in listener.notifies]
     listener.notifies.clear()
     return kinds

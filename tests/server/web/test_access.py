@@ -43,7 +43,7 @@ def guarded(postgres_url: str, template_database: str, no_model_hub: None) -> It
 
 def browser(api: Api, key: str) -> httpx.Client:
     """A browser that has signed in with this key."""
-    client = httpx.Client(base_url=api.http.base_url, headers=HTML, trust_env=False)
+    client = httpx.Client(base_url=api.http.base_url, headers=HTML, trust_env=False, timeout=120)
     assert client.post("/login", data={"key": key}).status_code == 303
     return client
 

@@ -37,7 +37,9 @@ def test_an_asset_asked_for_by_its_digest_is_kept_for_ever(empty: Api) -> None:
 
 
 def test_an_asset_is_packed_for_those_who_can_unpack_it(empty: Api) -> None:
-    plain = httpx.Client(base_url=empty.http.base_url, headers={"Accept-Encoding": "identity"}, trust_env=False)
+    plain = httpx.Client(
+        base_url=empty.http.base_url, headers={"Accept-Encoding": "identity"}, trust_env=False, timeout=120
+    )
     with plain:
         whole = plain.get(address("vendor/vega.min.js"))
     packed = empty.http.get(address("vendor/vega.min.js"), headers={"Accept-Encoding": "gzip"})

@@ -24,7 +24,7 @@ def test_a_key_is_made_shown_once_and_revoked(lab: Lab) -> None:
     assert lab.api.http.post(revoke, headers=form).headers["location"] == "/keys"
     assert lab.api.http.get("/v1/session", headers=bearer).status_code == 401
     text = Markup.of(lab.page("/keys")).text
-    assert "revoked just now" in text
+    assert re.search(r"revoked (just now|\d+ s ago)", text)
     assert "key.create" in text and "key.revoke" in text
 
 

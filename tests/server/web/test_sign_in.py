@@ -18,7 +18,7 @@ HTML = {"Accept": "text/html"}
 @pytest.fixture
 def browser(lab: Lab) -> Iterator[httpx.Client]:
     """A client with cookies of its own."""
-    with closing(httpx.Client(base_url=lab.api.http.base_url, headers=HTML, trust_env=False)) as client:
+    with closing(httpx.Client(base_url=lab.api.http.base_url, headers=HTML, trust_env=False, timeout=120)) as client:
         yield client
 
 
@@ -38,7 +38,7 @@ def test_the_link_signs_a_browser_in_once(lab: Lab, browser: httpx.Client) -> No
     assert "httponly" in cookie
     assert "samesite=lax" in cookie
     assert "Sign out" in browser.get("/sweeps").text
-    again = httpx.get(f"{origin(browser)}{path}", headers=HTML, trust_env=False)
+    again = httpx.get(f"{origin(browser)}{path}", headers=HTML, trust_env=False, timeout=120)
     assert again.status_code == 401
     assert "has been used" in Markup.of(again.text).text
 
@@ -68,7 +68,7 @@ def test_signing_out_ends_the_session(lab: Lab, browser: httpx.Client) -> None:
     cookies = dict(browser.cookies)
     left = browser.post("/logout", data={"csrf": token})
     assert (left.status_code, left.headers["location"]) == (303, "/login")
-    stale = httpx.get(f"{origin(browser)}/sweeps", cookies=cookies, headers=HTML, trust_env=False)
+    stale = httpx.get(f"{origin(browser)}/sweeps", cookies=cookies, headers=HTML, trust_env=False, timeout=120)
     assert "Sign out" not in stale.text
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from effillm_server.cli.processes import TETHER
-from effillm_worker.head import free_port
+from effillm_server.ports import free_port
 from tests.support.faults import tree, witness
 from tests.support.faults.database import Database
 from tests.support.faults.network import Cable, is_possible

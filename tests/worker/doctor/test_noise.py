@@ -67,8 +67,12 @@ def test_fresh_processes_measure_the_same_cell_one_after_the_other(
 
 
 def test_a_process_that_does_not_end_in_time_is_ended_and_said_so(settings: Settings) -> None:
-    with pytest.raises(NotMeasured, match="took longer than the 0 s"):
-        noise.measure(BOX, settings, time.monotonic() + 0.05, 2, print)
+    with pytest.raises(NotMeasured, match="took longer than the 1 s"):
+        noise.measure(BOX, settings, time.monotonic() + 1.0, 2, print)
+
+
+def test_a_process_whose_time_is_over_before_it_has_begun_is_ended_all_the_same(settings: Settings) -> None:
+    assert "took longer than the 0 s" in str(noise.one_process(BOX, settings, 0.0))
 
 
 def test_no_time_at_all_measures_nothing(settings: Settings) -> None:

@@ -20,6 +20,7 @@ from effillm_server.lifecycle import DeviceState, JobState
 from effillm_server.records import AttemptRecord
 from tests.support.actors import SLOW_MODEL, cell, of_device, of_job, submit, wait_state
 from tests.support.postgres import _named, run_sql
+from tests.support.processes import lineage
 from tests.support.ray_cluster import LoggedProcess, RayCluster, ray_cluster
 from tests.support.waiting import until
 
@@ -213,11 +214,7 @@ def test_nothing_of_ours_runs_as_another_process_than_the_cluster_knows(lab: Lab
     """After all that: no measuring process, no supervisor, and each remaining process belongs to a node or the fleet."""
     roots = {node.process.pid for node in lab.cluster.nodes.values()} | {lab.fleet.process.pid, os.getpid()}
     until("no child is left", lambda: not [d for d in DEVICES if lab.measuring(d)])
-    strays = [
-        process for process in lab.cluster.processes()
-        if not roots & {process.pid, *(parent.pid for parent in process.parents())}
-    ]  # fmt: skip
-    assert strays == []
+    until("no process is a stray", lambda: not [one for one in lab.cluster.processes() if not roots & lineage(one)])
 
 
 def test_a_job_goes_to_another_device_of_its_class_when_its_node_is_lost(lab: Lab) -> None:

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from effillm_server.errors import BadInput
+from effillm_server.ports import free_port
 from effillm_worker.fleet import __main__ as fleet
 from effillm_worker.fleet.companion import FOLLOW_WITHIN_S, Companion
-from effillm_worker.head import free_port
 from tests.support.ray_cluster import LoggedProcess
 
 

@@ -98,7 +98,7 @@ def test_a_spinning_process_is_seen_and_the_watcher_ends_with_its_window() -> No
         child.communicate()
     watched = watch.conditions().watched
     assert watched["others_cpus"] > 0.3 and watched["tree_cpus"] < 0.1
-    assert watched["readings"] == 3
+    assert 2 <= watched["readings"] <= 4  # once a second
 
 
 def test_readings_follow_the_kernels_formats(tmp_path: Path) -> None:

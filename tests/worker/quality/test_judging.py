@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ JUDGE = Judge(plan=PLAN, time_limit_s=60.0)
 
 def test_quality_comes_into_the_childs_record_and_slow_windows_are_no_hang(tmp_path: Path) -> None:
     heard: list[Progress] = []
-    with opened(tmp_path, "measure", hang_s=0.05) as child:
-        child.run(run(), deadline_s=30)
+    with opened(tmp_path, "measure") as child:
+        assert isinstance(child.run(run(), deadline_s=30), Measured)
         child.on_progress = heard.append
+        patience, child.spec = child.spec, replace(child.spec, hang_s=0.05)
         found = child.judge(JUDGE, deadline_s=30)
+        child.spec = patience
         assert found.losses is not None and found.losses.nll == (2.0, 2.5)
         assert child.record.loaded_model is not None and child.record.loaded_model.quality == found
         assert [(progress.phase, progress.iteration) for progress in heard] == [("quality", 1), ("quality", 2)]
