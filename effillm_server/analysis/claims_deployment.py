@@ -57,8 +57,8 @@ def _beside_wider(study: Study, cell: Cell, wider: Sequence[Cell]) -> Evidence:
     name, other_name = cell.axes["quantization"], shown.axes["quantization"]
     what = "the fastest wider precision" if shown is fastest else "a wider one"
     text = (
-        f"{name} runs at {interval(speed.as_dict())} times {other_name}, {what}, and saves {percent(_saving(cell, shown))} "
-        f"of its peak memory, for {_where(cell.axes)}"
+        f"{name} runs at {interval(speed.as_dict())} times {other_name}, {what}, with {_compared(_saving(cell, shown))} "
+        f"peak memory, for {_where(cell.axes)}"
     )
     return _evidence(cell, verdict, text, [cell, *wider])
 
@@ -160,6 +160,10 @@ def _saving(cell: Cell, other: Cell) -> float:
     """Share of `other`'s peak memory that `cell` saves; negative where it takes more."""
     mine, theirs = cell.estimate("memory_bytes"), other.estimate("memory_bytes")
     return 0.0 if mine is None or theirs is None else 1 - mine.value / theirs.value
+
+
+def _compared(saving: float) -> str:
+    return f"{percent(saving)} less" if saving >= 0 else f"{percent(-saving)} more"
 
 
 def _speed(cell: Cell) -> float:

@@ -48,7 +48,7 @@ def batches(**speeds: float) -> list[dict[str, Any]]:
 def test_int4_is_for_tight_memory_when_what_is_faster_is_larger(speeds: dict[str, float], verdict: str) -> None:
     found = claim("int4-when-tight", precisions(**speeds))
     assert found["verdict"] == verdict
-    assert "of its peak memory" in found["summary"] and len(found["evidence"][0]["jobs"]) == len(speeds)
+    assert "% less peak memory" in found["summary"] and len(found["evidence"][0]["jobs"]) == len(speeds)
 
 
 def test_int4_is_never_what_to_choose_beside_something_faster_that_is_no_larger() -> None:
@@ -56,7 +56,7 @@ def test_int4_is_never_what_to_choose_beside_something_faster_that_is_no_larger(
     int4_bytes = next(row["ram_peak_bytes"] for row in rows if row["quantization"] == "int4")
     found = claim("int4-when-tight", with_values(rows, "int8", ram_peak_bytes=round(1.02 * int4_bytes)))
     assert found["verdict"] == REFUTED
-    assert "times int8, a wider one, and saves 2% of its peak memory" in found["summary"]
+    assert "times int8, a wider one, with 2% less peak memory" in found["summary"]
     # By five points of memory it would be: the limit is the one the claim states.
     larger = with_values(rows, "int8", ram_peak_bytes=round(1.10 * int4_bytes))
     assert claim("int4-when-tight", larger)["verdict"] == CONFIRMED
