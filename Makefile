@@ -27,6 +27,8 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@$(BIN)/python -m pip check --disable-pip-version-check | awk \
+		'/^(No broken requirements|gptqmodel )/ {known = 1; next} {print; broken = 1} END {exit broken || !known}'
 
 # Two files of tests at a time; each test stands alone, on a busy machine too.
 test: lint

@@ -17,13 +17,13 @@ from scipy import special, stats
 
 from effillm_server.analysis.cells import Cell, Estimate, value_of
 from effillm_server.analysis.facts import Facts
+from effillm_server.analysis.power import POWER, detectable_shift
 from effillm_server.analysis.ratios import two_sided_p, variances
 from effillm_server.analysis.statistics import LEVEL, t_quantile
 
 Array = NDArray[np.float64]
 NONPARAMETRIC_FROM = 8
 SHAPIRO_P = 0.05
-POWER = 0.80
 NOISE, WELCH, MANN_WHITNEY = "noise floor", "Welch", "Mann-Whitney"
 
 
@@ -31,7 +31,8 @@ NOISE, WELCH, MANN_WHITNEY = "noise floor", "Welch", "Mann-Whitney"
 class Difference:
     """B against A on logarithms: shift with its interval, p of "no shift", p of "the shift exceeds the margin" (TOST).
 
-    `error` is the standard error of the shift, `degrees` its freedom (infinite: normal).
+    `error` is the standard error of the shift, `degrees` its freedom (infinite: normal). `spreads`, of Welch's test: the
+    variance of each side's mean and its number of processes.
     """
 
     test: str
@@ -43,18 +44,15 @@ class Difference:
     error: float
     degrees: float
     effect_size: float | None
-    planning_degrees: float | None = None
+    spreads: tuple[tuple[float, int], tuple[float, int]] | None = None
 
     def minimum_detectable(self, alpha: float) -> float:
-        """Smallest relative change a test at `alpha` would find in four runs of five, from this pair's own spread.
-
-        Welch's degrees of freedom differ from run to run between the smaller sample's and the sum of both; a plan
-        reckons with the middle, which holds the promised power in simulation down to three processes a side.
-        """
-        degrees = self.degrees if self.planning_degrees is None else self.planning_degrees
-        power = special.stdtrit(degrees, POWER) if math.isfinite(degrees) else special.ndtri(POWER)
-        reach = t_quantile(1 - alpha, degrees) + float(power)
-        return math.expm1(reach * self.error)
+        """Smallest relative change a test at `alpha` would find in four runs of five, from this pair's own spread."""
+        if self.spreads is not None:
+            return math.expm1(detectable_shift(self.spreads, alpha))
+        finite = math.isfinite(self.degrees)
+        power = special.stdtrit(self.degrees, POWER) if finite else special.ndtri(POWER)
+        return math.expm1((t_quantile(1 - alpha, self.degrees) + float(power)) * self.error)
 
 
 def difference(a: Cell, b: Cell, metric: str, margin: float, facts: Facts) -> Difference | None:
@@ -100,7 +98,7 @@ def _welch(a: Array, b: Array, bound: float) -> Difference:
     below = float(spread_a**2 / (a.size - 1) + spread_b**2 / (b.size - 1))
     degrees = total**2 / below if below > 0 else math.inf
     found = _from_error(WELCH, float(b.mean() - a.mean()), math.sqrt(total), degrees, bound, hedges_g(a, b))
-    return replace(found, planning_degrees=(min(a.size, b.size) - 1 + a.size + b.size - 2) / 2)
+    return replace(found, spreads=((float(spread_a), a.size), (float(spread_b), b.size)))
 
 
 def _from_error(

@@ -5,7 +5,8 @@ timings is relative, so residuals are ln y - ln f for the power and (y - f) / f 
 scale of the noise is estimated from the residuals; the weights say only which points are surer than others.
 
 Power and straight are linear in their parameters on the scale of their residuals: the profile likelihood of a parameter is
-then a parabola and its interval Student's t. The offset power is linear in k and v once w is fixed; its profile is traced.
+then a parabola and its interval Student's t. The offset power is linear in k and v once w is fixed: its profile is traced
+along w, and each slice of it is a parabola in k and in v.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ REWEIGHTINGS = 4
 EXPONENTS = np.linspace(0.02, 4.0, 400)
 # Below this share of the data's own scale a residual is rounding, not noise: a perfect fit keeps intervals of no width.
 NEGLIGIBLE = 1e-12
+TINY = 1e-300
+SLICES = 201
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,10 @@ class OffsetPower:
     def fit(self, x: Array, y: Array, sigma: Array, level: float = LEVEL) -> Fitted:
         best = _shape(x, y, sigma)
         profile = _Profile(best.ratio, y, best.scale, level, best.exponent)
-        k = Parameter(best.offset, *profile.offset_bounds(best.offset))
         w = Parameter(best.exponent, *profile.exponent_bounds())
-        v = _factor(best.factor, best.unit, best.exponent, profile, w)
+        region = profile.region(w)
+        k = Parameter(best.offset, *_offset_bounds(region, w, best.factor))
+        v = Parameter(best.factor / best.unit**best.exponent, *_factor_bounds(region, w, best.unit))
         fitted = best.at(x)
         return Fitted((k, v, w), best.at, (y - fitted) / best.scale, _r2(y, fitted, best.scale))
 
@@ -192,14 +196,6 @@ class _Profile:
     def by_exponent(self, exponent: float) -> float:
         return float(_sums(self.ratio, self.y, self.scale, np.array([exponent]))[0])
 
-    def by_offset(self, offset: float) -> float:
-        # The best exponent itself is among those tried, or a perfect fit would look imperfect on the grid.
-        exponents = np.append(EXPONENTS, self.best)
-        powers = self.ratio[None, :] ** exponents[:, None] / self.scale
-        target = (self.y - offset) / self.scale
-        factor = (powers @ target) / (powers**2).sum(axis=1)
-        return float((((target - factor[:, None] * powers) ** 2).sum(axis=1)).min())
-
     def exponent_bounds(self) -> tuple[float | None, float | None]:
         limit, below = self.limit, int(np.searchsorted(EXPONENTS, self.best))
         return (
@@ -207,14 +203,31 @@ class _Profile:
             _cross(self.by_exponent, limit, self.best, EXPONENTS[below:]),
         )
 
-    def offset_bounds(self, best: float) -> tuple[float | None, float | None]:
-        limit = self.limit
-        step = float(np.abs(self.y).mean()) * 1e-3
-        reach: Array = step * 2.0 ** np.arange(24, dtype=np.float64)
-        return (
-            _cross(self.by_offset, limit, best, best - reach),
-            _cross(self.by_offset, limit, best, best + reach),
-        )
+    def region(self, w: Parameter) -> _Region:
+        """The part of parameter space whose sum of squares keeps the limit, slice by slice of the exponent."""
+        low, high = w.low or float(EXPONENTS[0]), w.high or float(EXPONENTS[-1])
+        exponents = np.append(np.linspace(low, high, SLICES), self.best)
+        weight = 1 / self.scale**2
+        powers = self.ratio[None, :] ** exponents[:, None]
+        total, cross, square = weight.sum(), powers @ weight, powers**2 @ weight
+        mean_y, mean_p = (weight * self.y).sum() / total, cross / total
+        spread = ((powers - mean_p[:, None]) ** 2) @ weight
+        factor = ((powers - mean_p[:, None]) * weight) @ (self.y - mean_y) / spread
+        room = np.sqrt(np.maximum(self.limit - _sums(self.ratio, self.y, self.scale, exponents), 0.0))
+        # With the exponent held, the sum of squares is a parabola in either coefficient, the other at its best.
+        offset_reach = room / np.sqrt(np.maximum(total - cross**2 / square, TINY))
+        return _Region(exponents, mean_y - factor * mean_p, offset_reach, factor, room / np.sqrt(spread))
+
+
+@dataclass(frozen=True)
+class _Region:
+    """For each exponent, shape [slices]: the best offset and factor of (x / unit)^exponent, and how far each may be off."""
+
+    exponents: Array
+    offset: Array
+    offset_reach: Array
+    factor: Array
+    factor_reach: Array
 
 
 def linear(design: Array, y: Array, sigma: Array) -> tuple[Array, Array, Array]:
@@ -280,16 +293,21 @@ def _cross(of: Callable[[float], float], limit: float, best: float, outward: Arr
     return None
 
 
-def _factor(factor: float, unit: float, exponent: float, profile: _Profile, w: Parameter) -> Parameter:
-    """v of y = k + v x^w. It is tied to w: its interval is the range it takes while w runs through its own."""
-    value = factor / unit**exponent
+def _offset_bounds(region: _Region, w: Parameter, factor: float) -> tuple[float | None, float | None]:
+    """Least and largest offset in the region. Where the exponent may go to zero the offset runs away, against the factor."""
+    low, high = float((region.offset - region.offset_reach).min()), float((region.offset + region.offset_reach).max())
+    if w.low is not None:
+        return low, high
+    return (None, high) if factor > 0 else (low, None)
+
+
+def _factor_bounds(region: _Region, w: Parameter, unit: float) -> tuple[float | None, float | None]:
+    """Least and largest v of y = k + v x^w in the region; open where the exponent is."""
     if w.low is None or w.high is None:
-        return Parameter(value, None, None)
-    span = [
-        _coefficients(profile.ratio, profile.y, profile.scale, float(e))[1] / unit ** float(e)
-        for e in np.linspace(w.low, w.high, 21)
-    ]
-    return Parameter(value, min(span), max(span))
+        return None, None
+    per_x = unit**region.exponents
+    low, high = (region.factor - region.factor_reach) / per_x, (region.factor + region.factor_reach) / per_x
+    return float(low.min()), float(high.max())
 
 
 def _r2(y: Array, fitted: Array, sigma: Array) -> float:

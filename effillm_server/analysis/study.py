@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from effillm_server.analysis import claims_efficiency, claims_scaling
+from effillm_server.analysis import claims_deployment, claims_efficiency, claims_scaling
 from effillm_server.analysis.cells import Selection, cells, select
 from effillm_server.analysis.claims import CONFIRMED, REFUTED, Study, check
 from effillm_server.analysis.cliffs import cliffs
@@ -20,7 +20,7 @@ from effillm_server.analysis.variance import variance_components
 from effillm_server.analysis.words import number, plural, slice_text
 
 Row = Mapping[str, Any]
-ALL_CLAIMS = (*claims_scaling.CLAIMS, *claims_efficiency.CLAIMS)
+ALL_CLAIMS = (*claims_scaling.CLAIMS, *claims_efficiency.CLAIMS, *claims_deployment.CLAIMS)
 
 
 def analyse(rows: Iterable[Row], facts: Facts | None = None, *, include_invalid: bool = False) -> dict[str, Any]:

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 import yaml
 
 from effillm_server.ledger import roles
 from effillm_worker import node
+from tests.support.api import add_device, declaration, finish, lease, measured, serving
 
 ROOT = Path(__file__).parents[2]
 PAGES = {name: (ROOT / "docs" / name).read_text() for name in ("deploy.md", "operations.md")}
@@ -61,3 +63,23 @@ def test_the_sentences_of_the_table_are_said_by_the_code() -> None:
     ):  # fmt: skip
         assert sentence in source, sentence
         assert sentence in table, sentence
+
+
+def test_the_query_for_durations_tells_what_the_ledger_has(database_url: str) -> None:
+    (query,) = re.findall(r"^```sql\n(.*?)^```", PAGES["operations.md"], re.MULTILINE | re.DOTALL)
+    with serving(database_url) as api:
+        api.submit(sequence_length=[128], batch_size=[1, 2, 4])
+        device = add_device(api.engine)
+        for seconds in (10, 20, 60):
+            held = lease(api.engine)
+            finish(api.engine, held, measured(held))
+            with api.engine.begin() as c:
+                c.execute(
+                    sqlalchemy.text("UPDATE attempt SET started_at = ended_at - make_interval(secs => :s) WHERE job_id = :job"),
+                    {"s": seconds, "job": held.job_id},
+                )  # fmt: skip
+        with api.engine.connect() as c:
+            (row,) = c.execute(sqlalchemy.text(query)).all()
+    assert (row.hardware_class, row.outcome, row.attempts) == (declaration(device).hardware_class, "measured", 3)
+    # Between the two upper of three values, by linear interpolation: 20 + 0.8 * 40 and 20 + 0.98 * 40.
+    assert [float(second) for second in row.seconds] == pytest.approx([20, 52, 59.2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import yaml
@@ -43,3 +44,16 @@ def test_the_example_of_the_reference_page_is_a_valid_sweep() -> None:
     from_yaml = parse_definition(block.encode(), "application/yaml")
     from_json = parse_definition(json.dumps(yaml.safe_load(block)).encode(), "application/json")
     assert from_yaml == from_json
+
+
+def test_the_readme_names_every_suite_and_every_benchmark() -> None:
+    root = DOCS.parent
+    table = (root / "README.md").read_text().split("## How far to trust it")[1]
+    targets = re.findall(r"^(test[a-z-]*):", (root / "Makefile").read_text(), re.MULTILINE)
+    assert len(targets) >= 8
+    for named in (*(f"`make {target}`" for target in targets), *benchmarks(root)):
+        assert named in table, named
+
+
+def benchmarks(root: Path) -> list[str]:
+    return [f"`python benchmarks/{script.name}" for script in sorted((root / "benchmarks").glob("*.py"))]

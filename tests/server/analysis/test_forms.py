@@ -1,51 +1,25 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import statsmodels.api as sm
 from scipy import optimize
 
-from effillm_server.analysis.forms import ABSOLUTE, Array, Form, OffsetPower, Power, Straight
+from effillm_server.analysis.forms import ABSOLUTE, Form, OffsetPower, Power, Straight
+from tests.support.fit_coverage import FITS, fit_coverage
 
 X = np.array([128.0, 256, 512, 1024, 2048, 4096])
 SIZES = np.array([70e6, 125e6, 160e6, 331e6, 410e6, 1e9, 1.4e9]) / 1e9
 ONES = np.ones
 
 
-def coverage(
-    form: Form, truth: tuple[float, ...], curve: Callable[[Array], Array], x: Array, sd: float, runs: int
-) -> list[float]:
-    """Share of simulated sweeps whose interval holds each true parameter; an open side holds everything on it."""
-    rng, held = np.random.default_rng(11), np.zeros(len(truth))
-    for _ in range(runs):
-        y = curve(x) * np.exp(sd * rng.standard_normal(x.size))
-        fitted = form.fit(x, y, np.full(x.size, sd))
-        for k, (parameter, value) in enumerate(zip(fitted.parameters, truth, strict=True)):
-            low = -np.inf if parameter.low is None else parameter.low
-            high = np.inf if parameter.high is None else parameter.high
-            held[k] += low <= value <= high
-    return list(held / runs)
-
-
-@pytest.mark.parametrize(
-    ("form", "truth", "curve", "x", "runs"),
-    [
-        (Power(("a", "p")), (900.0, -0.5), lambda x: 900 * x**-0.5, X, 1000),
-        (Straight(("a", "b")), (0.02, 0.3), lambda x: 0.02 + 0.3 * x, SIZES, 1000),
-        (OffsetPower(("k", "v", "w")), (0.02, 1e-4, 0.8), lambda x: 0.02 + 1e-4 * x**0.8, X, 400),
-        (OffsetPower(("k", "v", "w")), (0.02, 1e-4, 1.0), lambda x: 0.02 + 1e-4 * x, X, 300),
-    ],
-    ids=["power", "straight", "offset power 0.8", "offset power 1.0"],
-)
-def test_intervals_hold_the_true_parameters_at_the_stated_rate(
-    form: Form, truth: tuple[float, ...], curve: Callable[[Array], Array], x: Array, runs: int
-) -> None:
-    # 95 % +- 2 plus the spread of a count: two standard errors of a share over this many runs.
-    slack = 0.02 + 2 * (0.95 * 0.05 / runs) ** 0.5
-    for share in coverage(form, truth, curve, x, 0.04, runs):
-        assert abs(share - 0.95) <= slack
+@pytest.mark.parametrize("name", FITS)
+def test_intervals_hold_the_true_parameters_at_the_stated_rate(name: str) -> None:
+    assert FITS[name].points >= 6
+    # 95 % +- 2, and what a count of 1,000 sweeps scatters by: two standard errors.
+    slack = 0.02 + 2 * (0.95 * 0.05 / 1000) ** 0.5
+    for parameter, share in fit_coverage(name, 1000).items():
+        assert abs(share - 0.95) <= slack, parameter
 
 
 def test_a_power_is_the_weighted_regression_of_logarithms() -> None:

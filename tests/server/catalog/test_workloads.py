@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
+from effillm_server import catalog
 from effillm_server.catalog import TOKENIZER, Workload, load, read_workload
 from effillm_server.catalog.train_tokenizer import VOCABULARY, main
 from effillm_server.errors import BadInput
@@ -110,6 +112,20 @@ def test_a_prompt_file_of_one_s_own_is_read_in_order(tmp_path: Path) -> None:
         "Hé\u2028llo",
         "User: a\nAssistant: b\nUser: c\nAssistant:",
     ]
+
+
+def test_a_workload_added_as_the_documentation_says_is_there_and_a_broken_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(catalog.HERE, tmp_path / "catalog", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(catalog, "HERE", tmp_path / "catalog")
+    monkeypatch.setitem(catalog.WORKLOADS, "mine", "Prompts of my own")
+    file = tmp_path / "catalog/workloads/mine.jsonl"
+    file.write_text('{"id": "q1", "text": "Why?"}\n')
+    assert [prompt.render() for prompt in load.__wrapped__().workloads["mine"].prompts] == ["Why?"]
+    file.write_text("")
+    with pytest.raises(BadInput, match=r"mine\.jsonl: the prompt file is empty"):
+        load.__wrapped__()
 
 
 @pytest.mark.parametrize(
