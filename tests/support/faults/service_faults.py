@@ -97,6 +97,12 @@ def database_away(on: Field) -> Recovery | None:
     return _database_away(on, "Postgres away for seconds", how, on.dice.uniform(3, 12))
 
 
+def database_away_long(on: Field) -> Recovery | None:
+    """For many lease lives, in which nobody can renew."""
+    how = on.dice.choice(("fast", "immediate", "killed"))
+    return _database_away(on, "Postgres away for 30 s", how, 30.0)
+
+
 def _database_away(on: Field, name: str, how: str, seconds: float) -> Recovery:
     lab = on.lab
     recovery = Recovery(name, [], frozenset({"database"}))
@@ -176,11 +182,13 @@ def notifications_dropped(on: Field) -> Recovery | None:
 
 def fleet_without_database(on: Field) -> Recovery | None:
     leader = on.lab.active_fleet()
-    return None if leader is None else partition(on, "fleet cut off from Postgres", leader, frozenset({"fleet"}))
+    if leader is None:
+        return None
+    return partition(on, "fleet cut off from Postgres", leader, frozenset({"fleet"}), on.cut_off_s())
 
 
 def api_without_database(on: Field) -> Recovery | None:
-    return partition(on, "API cut off from Postgres", "api", frozenset({"api"}))
+    return partition(on, "API cut off from Postgres", "api", frozenset({"api"}), on.cut_off_s())
 
 
 def idle_transaction(on: Field) -> Recovery | None:
