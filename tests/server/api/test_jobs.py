@@ -105,6 +105,28 @@ def test_a_pending_job_is_cancelled_and_taken_up_again(api: Api) -> None:
     assert api.http.post(f"/v1/jobs/{job['id']}/retry").json()["state"] == "pending"
 
 
+def test_a_job_is_cancelled_again_without_harm_and_retried_only_when_it_has_ended(api: Api) -> None:
+    job = api.jobs(api.submit()["id"])[0]
+    address = f"/v1/jobs/{job['id']}"
+    waiting = api.http.post(f"{address}/retry")
+    assert waiting.status_code == 409
+    assert "is pending: only a job that is cancelled, failed, measured" in waiting.json()["detail"]
+    assert api.jobs(job["sweep"])[0] == job
+    # A client that heard no answer asks again; the second time nothing changes.
+    first, again = (api.http.post(f"{address}/cancel") for _ in range(2))
+    assert (first.status_code, again.status_code, again.json()) == (200, 200, first.json())
+    assert [line["action"] for line in api.http.get("/v1/audit").json()["items"]].count("job.cancel") == 1
+    add_device(api.engine)
+    held = lease(api.engine)
+    assert api.http.post(f"/v1/jobs/{held.job_id}/retry").status_code == 409
+    finish(api.engine, held, measured(held))
+    late = api.http.post(f"/v1/jobs/{held.job_id}/cancel")
+    assert (late.status_code, "is measured already" in late.json()["detail"]) == (409, True)
+    counted = api.http.get("/metrics").text
+    assert 'effillm_unchanged_requests_total{action="job.cancel"} 2.0' in counted
+    assert 'effillm_unchanged_requests_total{action="job.retry"} 2.0' in counted
+
+
 def test_a_job_that_cannot_run_cannot_be_retried_and_stays_as_it_is(api: Api) -> None:
     job = api.jobs(api.submit(sequence_length=[2048])["id"])[0]
     answer = api.http.post(f"/v1/jobs/{job['id']}/retry")
