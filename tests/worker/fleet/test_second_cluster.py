@@ -12,13 +12,16 @@ from sqlalchemy import Engine
 from effillm_server.ledger import queries, queue
 from effillm_server.ledger.engine import connect
 from effillm_server.lifecycle import DeviceState, JobState
-from tests.support.actors import SLOW_MODEL, cell, of_device, of_job, submit, wait_state
+from tests.support.actors import cell, of_device, of_job, submit, wait_state
 from tests.support.postgres import cloned
 from tests.support.ray_cluster import ray_cluster
 from tests.support.waiting import until
 
 DEVICE = "t4-box-0"
 PATIENCE_S = 180.0
+# Four minutes with this plan: longer than a second cluster takes to come up.
+VERY_SLOW = "simulated/slow-5"
+PLAN = {"warmup": 3, "iterations": 5, "time_limit_s": 1800}
 
 
 @contextmanager
@@ -46,7 +49,7 @@ def test_a_second_clusters_worker_measures_nothing_while_the_first_has_the_devic
         until(
             "the first cluster's device is free", lambda: of_device(first, DEVICE).state is DeviceState.FREE, PATIENCE_S
         )
-        (held,) = submit(first, cell(model=SLOW_MODEL))
+        (held,) = submit(first, cell(model=VERY_SLOW), measurement=PLAN)
         wait_state(first, held, JobState.LEASED, within_s=PATIENCE_S)
         until("its child has the lock", lambda: "child started" in (locks / f"{DEVICE}.lock").read_text(), PATIENCE_S)
         with cluster(other_url, locks) as second:
