@@ -90,11 +90,6 @@ class Nursery:
         self._process.stdin.flush()
         return Api(int(self._process.stdout.readline()), f"http://127.0.0.1:{port}")
 
-    def ready(self) -> Api:
-        api = self.begin()
-        until("the API is ready", api.is_ready, 60)
-        return api
-
 
 @contextmanager
 def nursery(database: Database, folder: Path) -> Iterator[Nursery]:
@@ -159,11 +154,13 @@ def test_a_sweep_whose_api_is_killed_is_whole_or_absent_and_its_repeat_stores_it
 ) -> None:
     dice, fates = random.Random(SEED), Counter[str]()
     with nursery(database, tmp_path) as apis:
-        api = apis.ready()
+        api, following = apis.begin(), apis.begin()
+        until("the first API is ready", api.is_ready, 60)
         took_s = usual_s(api)
         for number in range(KILLS):
-            key, following = f"killed-{number}", apis.begin()
+            key = f"killed-{number}"
             until("the next API is ready", following.is_ready, 60)
+            after = apis.begin()  # comes up meanwhile
             sending = kill_while_storing(api, database, key, dice.uniform(0, 1.2 * took_s))
             found = stored(database, key)
             repeat = following.post(key)
@@ -174,7 +171,7 @@ def test_a_sweep_whose_api_is_killed_is_whole_or_absent_and_its_repeat_stores_it
             if sending.answer is not None:
                 assert sending.answer["id"] == found
             fates["answered" if sending.answer else "stored and not answered" if found else "not stored"] += 1
-            api = following
+            api, following = following, after
     told = ", ".join(f"{name} {times}" for name, times in sorted(fates.items()))
     print(f"seed {SEED}: the API killed {KILLS} times within {1.2 * took_s:.2f} s of a submission: {told}")
     # Moments of storing, and not only before and behind it.

@@ -104,4 +104,4 @@ def test_100_of_100_are_told_rightly_and_actors_and_supervisors_live(
     kernel = [job for job in (of_job(engine, id_) for id_ in of_the_host) if "memory limit" in str(job.message)]
     print(f"{2 * EACH} of {2 * EACH}: {len(kernel)} ended by the kernel, {EACH - len(kernel)} refused by the allocator")
     if "shared" in ways:
-        assert len(kernel) == EACH // 2
+        assert len(kernel) >= EACH // 2
