@@ -183,8 +183,8 @@ def test_the_full_rate_is_back_within_half_a_minute_of_the_database_and_no_attem
         f"{before:.2f} per second before, {after:.2f} in the {MEASURED_S:g} s to {time.monotonic() - back:.0f} s after"
     )
     print(f"Postgres away for {AWAY_S:g} s: {told}")
-    assert after >= FULL_RATE * before, told
     assert lab.database.scalar(LOST) == lost
+    assert after >= FULL_RATE * before, told
 
 
 def test_no_thread_of_actor_fleet_or_api_hangs_on_a_half_open_path(at_work: tuple[Lab, Client]) -> None:
