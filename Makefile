@@ -86,7 +86,8 @@ test-compose: setup
 		-f Dockerfile.worker -t effillm-worker:cpu .
 	COMPOSE='$(COMPOSE)' $(BIN)/python -m pytest -m compose -s tests/compose
 
-# Break a whole lab at random and look what is left: under half an hour, and the doses of docs/reliability.md as written.
+# Break a whole lab at random and look what is left: under half an hour; `test-faults-full` takes the doses of the fault table as
+# written and hours.
 # FAULT_SEED=N repeats a schedule; root gets the faults of network and disk too.
 test-faults: setup
 	EFFILLM_RACES=500 $(BIN)/python -m pytest tests/server/ledger/test_races.py

@@ -214,4 +214,5 @@ class Counts:
     jobs: dict[JobState, int]
     devices: dict[DeviceState, int]
     rejected_outcomes: int
+    rejected_renewals: int
     last_event_id: int

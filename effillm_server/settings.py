@@ -32,7 +32,9 @@ class Settings(Contract):
     host: str = Field("127.0.0.1", description="address the API listens on")
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(8750, description="port of the API; 0 takes a free one")
     max_jobs: Annotated[int, Field(ge=1)] = Field(1_000_000, description="largest sweep accepted, in jobs")
-    lease_ttl_s: Annotated[float, Field(gt=0)] = Field(60.0, description="seconds a lease lives without renewal")
+    lease_ttl_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        60.0, description="seconds a lease lives without renewal"
+    )
     group_max_age_s: Annotated[float, Field(gt=0)] = Field(
         600.0, description="seconds a load group may keep its device"
     )

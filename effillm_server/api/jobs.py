@@ -16,7 +16,7 @@ from effillm_server.api.shown import Shown
 from effillm_server.api.views import AttemptView, JobDetail, JobView, PageView, ResultView
 from effillm_server.ledger import queries, queue
 from effillm_server.lifecycle import JobState
-from effillm_server.records import SweepRecord, Viewer
+from effillm_server.records import JobRecord, SweepRecord, Viewer
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -68,18 +68,21 @@ def look(served: Served, who: Reader, job_id: JobId) -> JobDetail:
 
 @router.post("/jobs/{job_id}/cancel", summary="Cancel a job", responses=problems(404, 409))
 def cancel(served: Served, who: Submitter, job_id: JobId) -> JobView:
-    """A pending job is cancelled at once, a running one ended within seconds."""
-    with served.writing() as connection:
-        _changeable(connection, who, job_id)
+    """A pending job is cancelled at once, a running one ended within seconds; one that is cancelled already stays so."""
+    with served.tally.unchanged.refusals("job.cancel"), served.writing() as connection:
+        before = _changeable(connection, who, job_id)
         queue.cancel_job(connection, job_id)
-        audit.record(connection, who, "job.cancel", str(job_id))
+        if before.state is JobState.CANCELLED:
+            served.tally.unchanged.note("job.cancel")
+        else:
+            audit.record(connection, who, "job.cancel", str(job_id))
         return JobView.of(job_of(connection, job_id, who.viewer))
 
 
 @router.post("/jobs/{job_id}/retry", summary="Run a job again", responses=problems(404, 409))
 def retry(served: Served, who: Submitter, job_id: JobId) -> JobView:
-    """A measured, failed or cancelled job becomes pending; its earlier results are kept."""
-    with served.writing() as connection:
+    """A measured, failed or cancelled job becomes pending; its earlier results are kept. Any other is refused."""
+    with served.tally.unchanged.refusals("job.retry"), served.writing() as connection:
         _changeable(connection, who, job_id)
         queue.retry_job(connection, job_id)
         audit.record(connection, who, "job.retry", str(job_id))
@@ -98,7 +101,8 @@ def page_of(
     return sweep, PageView(items=[JobView.of(job) for job in jobs[:limit]], next=following)
 
 
-def _changeable(connection: sqlalchemy.Connection, who: Caller, job_id: int) -> None:
-    """Raises NotFound for a job that does not exist for the caller, 403 for one of somebody else."""
+def _changeable(connection: sqlalchemy.Connection, who: Caller, job_id: int) -> JobRecord:
+    """The job as it stands. Raises NotFound for one that does not exist for the caller, 403 for one of somebody else."""
     found = job_of(connection, job_id, who.viewer)
     must_change(who, sweep_of(connection, found.sweep_id, who.viewer).owner)
+    return found

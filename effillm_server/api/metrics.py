@@ -78,6 +78,10 @@ def _lab(served: Services) -> Iterator[Metric]:
         "effillm_rejected_outcomes", "Outcomes refused because their lease was lost.", (),
         {(): counts.rejected_outcomes},
     )  # fmt: skip
+    yield _counter(
+        "effillm_rejected_renewals", "Renewals refused because their sender did not hold the lease.", (),
+        {(): counts.rejected_renewals},
+    )  # fmt: skip
 
 
 def _own(served: Services) -> Iterator[Metric]:
@@ -85,6 +89,10 @@ def _own(served: Services) -> Iterator[Metric]:
     yield _counter(
         "effillm_leases_reaped", "Expired leases this process took back.", (), {(): served.tally.leases_reaped}
     )
+    yield _counter(
+        "effillm_unchanged_requests", "Requests to cancel or retry that changed nothing: asked again, or refused.",
+        ("action",), served.tally.unchanged.counts,
+    )  # fmt: skip
     yield _gauge("effillm_event_subscribers", "Open event streams of this process.", (), {(): served.hub.subscribers})
 
 

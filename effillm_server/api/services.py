@@ -17,6 +17,7 @@ from effillm_server.api.keyring import Keyring
 from effillm_server.api.rates import Rates
 from effillm_server.api.requests import Requests
 from effillm_server.api.together import Together
+from effillm_server.api.unchanged import Unchanged
 from effillm_server.catalog import Catalog
 from effillm_server.catalog.resolve import HubClient
 from effillm_server.errors import NotFound
@@ -30,6 +31,7 @@ class Tally:
     """What this process has done since it started, for its metrics."""
 
     leases_reaped: int = 0
+    unchanged: Unchanged = field(default_factory=Unchanged)
 
 
 @dataclass(frozen=True)

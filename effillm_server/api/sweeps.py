@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import sqlalchemy
 from fastapi import APIRouter, Depends, Header, Request, Response
 
 from effillm_server import expand
@@ -13,6 +14,7 @@ from effillm_server.api.definition import submitted
 from effillm_server.api.documented import DEFINITION_BODY, LINKED, problems, with_header
 from effillm_server.api.services import EVERYTHING, Served, Services, SweepId, seen, sweep_of
 from effillm_server.api.shown import Shown
+from effillm_server.api.unchanged import why
 from effillm_server.api.views import ChangedView, PageView, PreviewView, SweepSummary, SweepView
 from effillm_server.catalog import ModelFacts
 from effillm_server.catalog.resolve import resolve_all
@@ -115,12 +117,12 @@ async def look(request: Request, served: Served, who: Reader, sweep_id: SweepId)
 
 @router.post("/{sweep_id}/cancel", summary="Cancel what is not finished", responses=problems(404, 409))
 def cancel(served: Served, who: Submitter, sweep_id: SweepId) -> ChangedView:
-    """Pending jobs are cancelled at once, running ones ended within seconds; results stay."""
+    """Pending jobs are cancelled at once, running ones ended within seconds; results stay. Asked again it changes nothing."""
     with served.writing() as connection:
         must_change(who, sweep_of(connection, sweep_id, who.viewer).owner)
         changed = queue.cancel_sweep(connection, sweep_id)
-        audit.record(connection, who, "sweep.cancel", sweep_id, changed=changed)
-    return _changed(served, who, sweep_id, changed)
+        _record(connection, who, "sweep.cancel", sweep_id, changed)
+    return _changed(served, who, "sweep.cancel", sweep_id, changed)
 
 
 @router.post("/{sweep_id}/retry", summary="Run failed and cancelled jobs again", responses=problems(404, 409))
@@ -129,8 +131,8 @@ def retry(served: Served, who: Submitter, sweep_id: SweepId) -> ChangedView:
     with served.writing() as connection:
         must_change(who, sweep_of(connection, sweep_id, who.viewer).owner)
         changed = queue.retry_sweep(connection, sweep_id)
-        audit.record(connection, who, "sweep.retry", sweep_id, changed=changed)
-    return _changed(served, who, sweep_id, changed)
+        _record(connection, who, "sweep.retry", sweep_id, changed)
+    return _changed(served, who, "sweep.retry", sweep_id, changed)
 
 
 def page_of(served: Services, who: Caller, after: str | None, limit: int) -> PageView[SweepSummary]:
@@ -154,9 +156,19 @@ def _shown(served: Services, sweep_id: str) -> tuple[SweepRecord, Shown]:
     return sweep, Shown.of(SweepView.of(sweep))
 
 
-def _changed(served: Services, who: Caller, sweep_id: str, changed: int) -> ChangedView:
+def _record(connection: sqlalchemy.Connection, who: Caller, action: str, sweep_id: str, changed: int) -> None:
+    if changed:
+        audit.record(connection, who, action, sweep_id, changed=changed)
+
+
+def _changed(served: Services, who: Caller, action: str, sweep_id: str, changed: int) -> ChangedView:
+    """The answer; a request that changed nothing is counted and told why."""
     with served.reading() as connection:
-        return ChangedView(changed=changed, sweep=SweepSummary.of(sweep_of(connection, sweep_id, who.viewer)))
+        sweep = sweep_of(connection, sweep_id, who.viewer)
+    if changed:
+        return ChangedView(changed=changed, sweep=SweepSummary.of(sweep))
+    served.tally.unchanged.note(action)
+    return ChangedView(changed=0, sweep=SweepSummary.of(sweep), note=why(action, sweep.state))
 
 
 def _check(served: Services, definition: SweepDefinition) -> None:

@@ -242,6 +242,7 @@ class ChangedView(BaseModel):
 
     changed: int
     sweep: SweepSummary
+    note: str | None = Field(None, description="why nothing was changed, where nothing was")
 
 
 class EventView(BaseModel):

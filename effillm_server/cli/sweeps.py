@@ -87,7 +87,8 @@ def change(context: typer.Context, verb: str, done: str, sweep: str | None, job:
         text = f"job {job}: now {answer['state']}"
     else:
         answer = server.post(f"/v1/sweeps/{server.sweep_id(str(sweep))}/{verb}")
-        text = f"sweep {answer['sweep']['id']}: {answer['changed']} jobs {done}; now {tables.tally(answer['sweep'])}"
+        said = answer.get("note") or f"{answer['changed']} jobs {done}"
+        text = f"sweep {answer['sweep']['id']}: {said}; now {tables.tally(answer['sweep'])}"
     print_json(answer) if as_json else print(plain(text))
 
 

@@ -73,7 +73,7 @@ class Lease(Contract):
     isolation: Isolation = Isolation.GROUP
     fresh_child: bool = False
     quality: QualityPlan | None = None
-    ttl_s: float
+    ttl_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _digest(value: object) -> str:

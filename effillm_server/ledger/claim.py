@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -123,6 +124,7 @@ class LeaseRequest:
     """A device asks for work. `held_group` is the load group its child has loaded, if one is alive.
 
     The group's age is counted by the database from its first lease: `held_since`, the caller's clock, is for its own log.
+    Raises ValueError unless `ttl_s` is a finite time above 0: such a lease would have lapsed before it was granted.
     """
 
     device_id: str
@@ -131,6 +133,10 @@ class LeaseRequest:
     group_max_age_s: float = 600.0
     held_group: str | None = None
     held_since: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ttl_s < math.inf:
+            raise ValueError(f"a lease lives for a finite time above 0 s, found {self.ttl_s:g}")
 
 
 def lease(c: Connection, request: LeaseRequest) -> Lease | None:

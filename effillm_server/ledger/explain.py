@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
+from effillm_server.contract.outcome import FaultKind
 from effillm_server.contract.sweep import Engine
 from effillm_server.contract.units import format_seconds
 from effillm_server.errors import NotFound
 from effillm_server.ledger.leases import database_time
 from effillm_server.ledger.read_devices import devices
 from effillm_server.ledger.read_jobs import job
-from effillm_server.lifecycle import DeviceState, JobState
+from effillm_server.lifecycle import MAX_ATTEMPTS, DeviceState, JobState
 from effillm_server.records import DeviceRecord, JobRecord
 
 _SETTLED = {
@@ -19,6 +20,7 @@ _SETTLED = {
     JobState.FAILED: "failed",
     JobState.CANCELLED: "cancelled",
 }
+_FAULTS = frozenset(FaultKind)
 
 
 def explain(c: Connection, job_id: int) -> str:
@@ -29,7 +31,7 @@ def explain(c: Connection, job_id: int) -> str:
     if found.state is JobState.PENDING:
         return _pending(c, found)
     if found.state is JobState.LEASED:
-        return f"being measured on {found.device_id}, attempt {found.faults + 1}"
+        return f"being measured on {found.device_id}, attempt {found.faults + 1} of {MAX_ATTEMPTS}"
     return _ended(found)
 
 
@@ -43,6 +45,8 @@ def _ended(found: JobRecord) -> str:
 
 def _pending(c: Connection, found: JobRecord) -> str:
     before = f"{found.message} ({found.reason}). " if found.message else ""
+    if found.reason in _FAULTS:
+        before = f"attempt {found.faults} of {MAX_ATTEMPTS}: {before}"
     remaining_s = 0.0 if found.not_before is None else (found.not_before - database_time(c)).total_seconds()
     if remaining_s > 0:
         return f"{before}Tried again in {format_seconds(remaining_s)}"

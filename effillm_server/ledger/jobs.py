@@ -43,14 +43,12 @@ def cancel_job(c: Connection, job_id: int) -> JobState:
 
 
 def retry_job(c: Connection, job_id: int) -> JobState:
-    """State of the job, `pending`; one that is pending already stays so. Raises NotFound, Conflict when it cannot be retried."""
+    """State of the job, `pending`. Raises NotFound, Conflict for one that has not ended, or ended with an answer for good."""
     sweep_id = c.execute(text("SELECT sweep_id FROM job WHERE id = :job"), {"job": job_id}).scalar()
     if sweep_id is None:
         raise _unknown(job_id)
     lock_sweep(c, sweep_id)
     held = _lock(c, job_id)
-    if held.state is JobState.PENDING:
-        return held.state
     if held.state not in RETRYABLE:
         allowed = ", ".join(sorted(RETRYABLE))
         raise Conflict(f"job {job_id} is {held.state}: only a job that is {allowed} can be measured again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
@@ -17,6 +18,8 @@ from effillm_server.lifecycle import DeviceState, History, after_fault
 from effillm_server.records import Renewal
 
 REAP_AT_ONCE = 500
+# Stands in `rejected_outcome` where an outcome's digest would: what was refused is a renewal.
+RENEWAL = "renewal"
 
 # The device after its jobs, as everybody locks them, or a renewal would meet a finish head-on: it waits for their count.
 _RENEW = Statement(
@@ -33,7 +36,8 @@ WITH asked AS (
     UPDATE device SET last_seen = clock_timestamp()
     WHERE id = :device AND boot_id = :boot AND (SELECT count(*) FROM kept) >= 0
 )
-SELECT a.job_id, a.fence, k.id IS NOT NULL AS is_kept, coalesce(t.outcome = 'cancelled', false) AS is_cancelled
+SELECT a.job_id, a.fence, k.id IS NOT NULL AS is_kept, coalesce(t.outcome = 'cancelled', false) AS is_cancelled,
+    coalesce(t.reported AND t.boot_id = :boot, false) AS is_reported
 FROM asked a LEFT JOIN kept k ON k.id = a.job_id AND k.fence = a.fence
 LEFT JOIN attempt t ON t.job_id = a.job_id AND t.fence = a.fence AND t.device_id = :device
 ORDER BY a.job_id
@@ -51,6 +55,12 @@ SELECT {HELD} FROM job j WHERE state = 'leased' AND lease_expires_at < clock_tim
     AND clock_timestamp() >= coalesce(CAST(:not_before AS timestamptz), '-infinity')
 ORDER BY id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
 """)
+_REFUSE = text("""
+INSERT INTO rejected_outcome AS r (job_id, fence, device_id, boot_id, outcome_digest, outcome, why)
+VALUES (:job, :fence, :device, :boot, :digest, '{}', 'a renewal by one who does not hold the lease')
+ON CONFLICT (job_id, fence, device_id, boot_id, outcome_digest)
+    DO UPDATE SET times = r.times + 1, received_at = clock_timestamp()
+""")
 _LEASE_OF_DEVICE = text("SELECT job_id, fence FROM lease_device WHERE device_id = :device")
 _LOCK = text(f"""
 SELECT {HELD} FROM job j WHERE id = :job AND fence = :fence AND state = 'leased' AND device_id = :device
@@ -66,8 +76,11 @@ def database_time(c: Connection) -> datetime:
 def renew(c: Connection, device_id: str, boot_id: str, held: Sequence[tuple[int, int]], ttl_s: float) -> Renewal:
     """Leases (job, fence) that stand for another `ttl_s`, those whose job was cancelled, and those that are lost.
 
-    Counts as a sign of life of the device. `held` may be empty.
+    Counts as a sign of life of the device. `held` may be empty. Those that are lost are counted, except for one that this very
+    boot has just reported: the question was on its way then. Raises ValueError unless `ttl_s` is above 0.
     """
+    if not 0 < ttl_s < math.inf:
+        raise ValueError(f"a lease lives for a finite time above 0 s, found {ttl_s:g}")
     values = {
         "jobs": [job_id for job_id, _ in held], "fences": [fence for _, fence in held], "device": device_id,
         "boot": boot_id, "ttl_s": ttl_s,
@@ -78,6 +91,9 @@ def renew(c: Connection, device_id: str, boot_id: str, held: Sequence[tuple[int,
     for row in _RENEW(c, values):
         told = kept if row["is_kept"] else to_cancel if row["is_cancelled"] else lost
         told.append((row["job_id"], row["fence"]))
+        if told is lost and not row["is_reported"]:
+            writer = {"job": row["job_id"], "fence": row["fence"], "device": device_id, "boot": boot_id}
+            c.execute(_REFUSE, writer | {"digest": RENEWAL})
     return Renewal(tuple(kept), tuple(to_cancel), tuple(lost))
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 
 from effillm_server.contract.outcome import InfeasibleReason
 from effillm_server.contract.sweep import SweepDefinition
+from effillm_server.ledger.leases import RENEWAL
 from effillm_server.ledger.transitions import NOW_MS
 from effillm_server.lifecycle import DeviceState, JobState, SweepState
 from effillm_server.records import Counts, SweepRecord, Viewer
@@ -43,9 +44,11 @@ SELECT k.hardware, sum(k.pending)::bigint AS jobs FROM sweep s JOIN sweep_counte
 WHERE s.finished_at IS NULL GROUP BY k.hardware HAVING sum(k.pending) > 0 ORDER BY k.hardware
 """)
 _TOTALS = text(f"SELECT {', '.join(f'coalesce(sum({s}), 0)::bigint AS {s}' for s in JobState)} FROM sweep_counter")
-_REST = text("""
-SELECT (SELECT coalesce(sum(times), 0)::bigint FROM rejected_outcome) AS rejected_outcomes,
+_REST = text(f"""
+SELECT coalesce(sum(times) FILTER (WHERE outcome_digest <> '{RENEWAL}'), 0)::bigint AS rejected_outcomes,
+    coalesce(sum(times) FILTER (WHERE outcome_digest = '{RENEWAL}'), 0)::bigint AS rejected_renewals,
     (SELECT coalesce(max(id), 0) FROM event) AS last_event_id
+FROM rejected_outcome
 """)
 
 
@@ -88,6 +91,7 @@ def counts(c: Connection) -> Counts:
         jobs={state: int(jobs[state]) for state in JobState},
         devices={state: devices.get(state, 0) for state in DeviceState},
         rejected_outcomes=rest.rejected_outcomes,
+        rejected_renewals=rest.rejected_renewals,
         last_event_id=rest.last_event_id,
     )
 

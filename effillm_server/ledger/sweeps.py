@@ -43,21 +43,22 @@ SELECT s.id FROM sweep s WHERE s.finished_at IS NULL
 
 
 def cancel_sweep(c: Connection, sweep_id: str) -> int:
-    """Number of jobs cancelled: all that were pending or leased. Devices that ran some are `releasing`. Raises NotFound."""
+    """Number of jobs cancelled: all that were pending or leased. Devices that ran some are `releasing`. Raises NotFound.
+
+    A sweep that has none left stays as it is: what has finished is not cancelled afterwards.
+    """
     lock_sweep(c, sweep_id)
     journal = Journal()
     cancelled = 0
-    c.execute(
-        text("UPDATE sweep SET cancelled_at = coalesce(cancelled_at, clock_timestamp()) WHERE id = :sweep"),
-        {"sweep": sweep_id},
-    )
     # A lease may be granted or given back while the pending ones are walked through, so until neither is left.
     while True:
         moved = _cancel_leased(c, journal, sweep_id) + _move(c, journal, sweep_id, _CANCEL_PENDING, ["pending"])
         if moved == 0:
             break
         cancelled += moved
-    journal.event("sweep_cancelled", sweep_id, jobs=cancelled)
+    if cancelled:
+        c.execute(text("UPDATE sweep SET cancelled_at = clock_timestamp() WHERE id = :sweep"), {"sweep": sweep_id})
+        journal.event("sweep_cancelled", sweep_id, jobs=cancelled)
     journal.flush(c)
     settle(c, sweep_id)
     return cancelled

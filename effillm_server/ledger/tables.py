@@ -341,7 +341,8 @@ event = Table(
     Index("ix_event_sweep_id_id", "sweep_id", "id"),
 )
 
-# No foreign keys: what a superseded or unknown writer sent is kept whatever it refers to.
+# No foreign keys: what a superseded or unknown writer sent is kept whatever it refers to. A refused renewal stands here too,
+# without an outcome, under the digest `renewal`.
 rejected_outcome = Table(
     "rejected_outcome",
     metadata,

@@ -20,5 +20,6 @@ def test_nothing_is_lost_twice_or_side_by_side_while_processes_and_database_are_
     order = ["answers", "child", "fleet", "actor", "supervisor", "database"]
     with lab(SLICE) as built:
         outcome = campaign.run(built, order, jobs=30, seed=SEED, dose=DOSE, say=False)
-    assert outcome.is_good, campaign.report(outcome)
+    # How soon is asked by `make test-faults`, which has the machine for itself.
+    assert outcome.is_safe, campaign.report(outcome)
     assert len(outcome.recoveries) == len(order)

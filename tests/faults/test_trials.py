@@ -20,7 +20,7 @@ NOTHING_DECLARED = campaign.Dose(declared=(), alone=(), real=0)
 SEED = 3
 ALONE = (
     "node-killer", "database-disk", "ray-one-way", "ray-one-way-long", "node-database-long", "actor-stop", "notifications",
-    "connections",
+    "connections", "most-nodes", "database-away-long",
 )  # fmt: skip
 
 

@@ -51,6 +51,11 @@ class Api:
         assert answer.status_code == 201, answer.text
         return dict(answer.json())
 
+    def unchanged(self, *actions: str) -> list[float]:
+        """How many requests of each action have changed nothing so far."""
+        lines = dict(line.rsplit(" ", 1) for line in self.http.get("/metrics").text.splitlines())
+        return [float(lines[f'effillm_unchanged_requests_total{{action="{action}"}}']) for action in actions]
+
     def jobs(self, sweep_id: str, **parameters: Any) -> list[dict[str, Any]]:
         answer = self.http.get(f"/v1/sweeps/{sweep_id}/jobs", params=parameters)
         assert answer.status_code == 200, answer.text

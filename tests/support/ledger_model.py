@@ -71,7 +71,7 @@ class LedgerModel:
         """Start anew with these devices."""
         self.jobs: dict[int, Job] = {}
         self.devices = {name: Device() for name in devices}
-        self.rejected = 0
+        self.rejected = self.refused_renewals = 0
 
     def grant(self, name: str, lease: tuple[int, int, bool] | None) -> None:
         others = any(d.state in ("free", "leased", "releasing") for n, d in self.devices.items() if n != name)

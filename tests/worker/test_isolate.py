@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -230,6 +231,23 @@ def test_a_fork_bomb_is_over_by_the_deadline_and_ten_seconds(tmp_path: Path) -> 
         assert isinstance(outcome, Fault)
         assert time.monotonic() - begin < 11
         assert not marked(child.record.id)
+
+
+@pytest.mark.parametrize(("behaviour", "end"), [("rabbits", Fault), ("flood", Measured)])
+def test_a_neighbour_of_a_fork_bomb_or_a_flood_is_measured_or_says_that_it_was_disturbed(
+    tmp_path: Path, behaviour: str, end: type
+) -> None:
+    with (
+        opened(tmp_path, "measure_long", device=device("box-cpu-2")) as neighbour,
+        opened(tmp_path, behaviour) as child,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        other = pool.submit(child.run, run(), deadline_s=2.0 if end is Fault else 60)
+        result = neighbour.run(run(), deadline_s=60)
+        assert isinstance(other.result(60), end)
+    assert isinstance(result, Measured), result
+    assert len(result.samples) == 5
+    assert (result.verdict is Verdict.VALID) == (not result.reasons)
 
 
 @pytest.mark.parametrize("behaviour", ["hang_in_open", "sleep", "hang_in_close"])

@@ -105,6 +105,34 @@ def test_a_pending_job_is_cancelled_and_taken_up_again(api: Api) -> None:
     assert api.http.post(f"/v1/jobs/{job['id']}/retry").json()["state"] == "pending"
 
 
+def test_a_job_is_cancelled_again_without_harm_and_retried_only_when_it_has_ended(api: Api) -> None:
+    job = api.jobs(api.submit()["id"])[0]
+    address = f"/v1/jobs/{job['id']}"
+    before = api.unchanged("job.cancel", "job.retry")
+    audited = audit_lines(api)
+    waiting = api.http.post(f"{address}/retry")
+    assert waiting.status_code == 409
+    assert "is pending: only a job that is cancelled, failed, measured" in waiting.json()["detail"]
+    assert api.jobs(job["sweep"])[0] == job
+    # A client that heard no answer asks again; the second time nothing changes.
+    first, again = (api.http.post(f"{address}/cancel") for _ in range(2))
+    assert (first.status_code, again.status_code, again.json()) == (200, 200, first.json())
+    assert audit_lines(api) == audited + 1
+    add_device(api.engine)
+    held = lease(api.engine)
+    assert api.http.post(f"/v1/jobs/{held.job_id}/retry").status_code == 409
+    finish(api.engine, held, measured(held))
+    late = api.http.post(f"/v1/jobs/{held.job_id}/cancel")
+    assert (late.status_code, "is measured already" in late.json()["detail"]) == (409, True)
+    after = api.unchanged("job.cancel", "job.retry")
+    assert [now - then for now, then in zip(after, before, strict=True)] == [2, 2]
+
+
+def audit_lines(api: Api) -> int:
+    """How often the cancelling of a job has been written down."""
+    return len(api.http.get("/v1/audit", params={"action": "job.cancel", "limit": 1000}).json()["items"])
+
+
 def test_a_job_that_cannot_run_cannot_be_retried_and_stays_as_it_is(api: Api) -> None:
     job = api.jobs(api.submit(sequence_length=[2048])["id"])[0]
     answer = api.http.post(f"/v1/jobs/{job['id']}/retry")

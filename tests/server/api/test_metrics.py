@@ -48,6 +48,8 @@ def test_metrics_count_jobs_by_state_devices_and_the_age_of_the_queue(api: Api) 
     assert found['effillm_jobs_waiting{hardware="cpu"}'] == 3
     assert found['effillm_device_seconds_total{hardware="cpu"}'] > 0
     assert found["effillm_leases_reaped_total"] == found["effillm_rejected_outcomes_total"] == 0
+    assert found["effillm_rejected_renewals_total"] == 0
+    assert 'effillm_unchanged_requests_total{action="job.retry"}' in found
 
 
 def test_the_text_is_what_prometheus_reads(api: Api) -> None:

@@ -191,8 +191,36 @@ def test_a_cancelled_sweep_keeps_its_results_and_can_be_taken_up_again(api: Api)
     assert cancelled["changed"] == 3
     assert cancelled["sweep"]["counts"]["cancelled"] == 3 and cancelled["sweep"]["counts"]["measured"] == 1
     retried = api.http.post(f"/v1/sweeps/{sweep['id']}/retry").json()
-    assert retried["changed"] == 3
+    assert retried["changed"] == 3 and retried["note"] is None
     assert retried["sweep"]["counts"]["pending"] == 3 and retried["sweep"]["counts"]["measured"] == 1
+
+
+def test_a_sweep_cancelled_or_retried_again_stays_as_it_is_and_says_why(api: Api) -> None:
+    sweep = api.submit()
+    address = f"/v1/sweeps/{sweep['id']}"
+    before = api.unchanged("sweep.cancel", "sweep.retry")
+    retried = api.http.post(f"{address}/retry").json()
+    assert retried["note"].startswith("no job of the sweep has failed or was cancelled")
+    first, again = (api.http.post(f"{address}/cancel") for _ in range(2))
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert (first.json()["changed"], again.json()["changed"]) == (4, 0)
+    assert again.json()["note"] == "the sweep was cancelled already: nothing of it is left to cancel"
+    assert again.json()["sweep"] == first.json()["sweep"]
+    lines = api.http.get("/v1/audit", params={"subject": sweep["id"]}).json()["items"]
+    assert [line["action"] for line in lines] == ["sweep.cancel", "sweep.submit"]
+    after = api.unchanged("sweep.cancel", "sweep.retry")
+    assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1]
+
+
+def test_a_sweep_that_has_ended_is_not_cancelled_afterwards(api: Api) -> None:
+    sweep = api.submit(batch_size=[1], quantization=["fp32"])
+    add_device(api.engine)
+    for _ in range(sweep["counts"]["pending"]):
+        held = lease(api.engine)
+        finish(api.engine, held, measured(held))
+    late = api.http.post(f"/v1/sweeps/{sweep['id']}/cancel").json()
+    assert (late["changed"], late["sweep"]["state"], late["sweep"]["cancelled_at"]) == (0, "finished", None)
+    assert late["note"] == "the sweep has ended already: nothing of it is left to cancel"
 
 
 @pytest.mark.parametrize("body", [

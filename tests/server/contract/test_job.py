@@ -70,6 +70,15 @@ def test_a_lease_survives_the_wire() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("ttl_s", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_lease_that_lives_for_no_time_is_refused(ttl_s: float) -> None:
+    with pytest.raises(ValidationError, match="ttl_s"):
+        Lease(
+            job_id=1, sweep_id="s", fence=3, device_id="d", attempt=1, cell=cell(), plan=MeasurementPlan(), load_group="g",
+            ttl_s=ttl_s,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "changes", [{"batch_size": 0}, {"sequence_length": 0}, {"generate_tokens": 0}, {"repeat": 0}, {"x": 1}]
 )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 
+import pytest
 from sqlalchemy import Engine, text
 
 from effillm_server.ledger import queries, queue
 from effillm_server.lifecycle import DeviceState, JobState
 from effillm_server.records import Renewal
-from tests.support.ledger import BOOT, cell, expire, join, leased, request, skip_backoff, submit
+from tests.support.ledger import BOOT, cell, crashed, expire, join, leased, request, skip_backoff, submit
 
 
 def _half() -> float:
@@ -67,6 +69,53 @@ def test_another_boot_or_device_cannot_renew(engine: Engine) -> None:
         held = [(lease.job_id, lease.fence)]
         assert queue.renew(c, "box-cpu0", "boot-0", held, 60.0).lost == tuple(held)
         assert queue.renew(c, "other", BOOT, held, 60.0).lost == tuple(held)
+
+
+def test_a_renewal_by_one_who_does_not_hold_the_lease_changes_nothing_and_is_counted(engine: Engine) -> None:
+    with engine.begin() as c:
+        join(c)
+        join(c, "other")
+        submit(c, cell())
+        lease = leased(c)
+        wrong = [(lease.job_id, lease.fence + 1), (12345, 1)]
+        before = queries.job(c, lease.job_id), c.execute(text("SELECT lease_expires_at FROM job")).scalar_one()
+        for _ in range(2):
+            assert queue.renew(c, "box-cpu0", BOOT, wrong, 60.0).lost == tuple(sorted(wrong))
+        assert queue.renew(c, "other", BOOT, [(lease.job_id, lease.fence)], 60.0).kept == ()
+        after = queries.job(c, lease.job_id), c.execute(text("SELECT lease_expires_at FROM job")).scalar_one()
+        counts = queries.counts(c)
+        why = set(c.execute(text("SELECT why FROM rejected_outcome")).scalars())
+    assert before == after
+    assert (counts.rejected_renewals, counts.rejected_outcomes) == (5, 0)
+    assert why == {"a renewal by one who does not hold the lease"}
+
+
+def test_a_renewal_that_crosses_its_own_report_is_not_counted(engine: Engine) -> None:
+    with engine.begin() as c:
+        join(c)
+        submit(c, cell())
+        lease = leased(c)
+        queue.finish(c, "box-cpu0", BOOT, lease.job_id, lease.fence, crashed())
+        held = [(lease.job_id, lease.fence)]
+        assert queue.renew(c, "box-cpu0", BOOT, held, 60.0).lost == tuple(held)
+        assert queries.counts(c).rejected_renewals == 0
+        queue.renew(c, "box-cpu0", "boot-0", held, 60.0)
+        assert queries.counts(c).rejected_renewals == 1
+
+
+@pytest.mark.parametrize("ttl_s", [0.0, -1.0, math.nan, math.inf])
+def test_a_time_to_live_that_is_none_is_refused_and_nothing_moves(engine: Engine, ttl_s: float) -> None:
+    with engine.begin() as c:
+        join(c)
+        submit(c, cell())
+        with pytest.raises(ValueError, match=r"finite time above 0 s, found "):
+            queue.lease(c, request(ttl_s=ttl_s))
+        lease = leased(c)
+        before = queries.job(c, lease.job_id), c.execute(text("SELECT lease_expires_at FROM job")).scalar_one()
+        with pytest.raises(ValueError, match=r"finite time above 0 s, found "):
+            queue.renew(c, "box-cpu0", BOOT, [(lease.job_id, lease.fence)], ttl_s)
+        after = queries.job(c, lease.job_id), c.execute(text("SELECT lease_expires_at FROM job")).scalar_one()
+    assert before == after
 
 
 def test_an_expired_lease_goes_back_with_a_fault_and_its_device_is_lost(engine: Engine) -> None:

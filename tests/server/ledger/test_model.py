@@ -108,8 +108,8 @@ class LedgerMachine(LedgerModel, RuleBasedStateMachine):
                 allowed = True
             except Conflict:
                 allowed = False
-        assert allowed == (job.state in RETRYABLE or job.state is JobState.PENDING)
-        if allowed and job.state is not JobState.PENDING:
+        assert allowed == (job.state in RETRYABLE)
+        if allowed:
             self.retried(job)
 
     @precondition(lambda self: self.jobs)
@@ -194,6 +194,9 @@ class LedgerMachine(LedgerModel, RuleBasedStateMachine):
         cancelled = {(n, f) for n, f in held if self.jobs[n].tries[f].ended == "cancelled"}
         assert set(renewal.to_cancel) == cancelled
         assert set(renewal.lost) == set(held) - set(now) - cancelled
+        # Told and counted, but for what this very boot has reported.
+        tries = [self.jobs[number].tries[fence] for number, fence in renewal.lost]
+        self.refused_renewals += sum(not (one.ended in OUTCOMES and one.boot == device.boot) for one in tries)
 
     # What befalls a device
 
@@ -284,6 +287,7 @@ class LedgerMachine(LedgerModel, RuleBasedStateMachine):
         states = [job.state for job in self.jobs.values()]
         assert counts.jobs == {state: states.count(state) for state in JobState}
         assert counts.rejected_outcomes == self.rejected
+        assert counts.rejected_renewals == self.refused_renewals
         assert balance == 0
 
 

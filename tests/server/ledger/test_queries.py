@@ -10,7 +10,18 @@ from sqlalchemy import Engine, text
 from effillm_server.errors import NotFound
 from effillm_server.ledger import queries, queue
 from effillm_server.lifecycle import DeviceState, JobState, SweepState
-from tests.support.ledger import BOOT, cell, crashed, declaration, join, leased, measured, out_of_memory, submit
+from tests.support.ledger import (
+    BOOT,
+    cell,
+    crashed,
+    declaration,
+    join,
+    leased,
+    measured,
+    out_of_memory,
+    skip_backoff,
+    submit,
+)
 
 
 def test_sweeps_come_newest_first_page_by_page(engine: Engine) -> None:
@@ -78,10 +89,14 @@ def test_a_job_says_why_it_is_where_it_is(engine: Engine) -> None:
         queue.attest(c, "box-cpu0", BOOT, None, None)
         assert queries.explain(c, first) == "next: a device of class cpu is free"
         lease = leased(c)
-        assert queries.explain(c, first) == "being measured on box-cpu0, attempt 1"
+        assert queries.explain(c, first) == "being measured on box-cpu0, attempt 1 of 3"
         queue.finish(c, "box-cpu0", BOOT, lease.job_id, 1, crashed())
         # Two seconds of backoff, less what has passed since.
-        assert re.match(r"signal SEGV \(crashed\)\. Tried again in (2|[01]\.\d+) s", queries.explain(c, first))
+        said = r"attempt 1 of 3: signal SEGV \(crashed\)\. Tried again in (2|[01]\.\d+) s"
+        assert re.match(said, queries.explain(c, first))
+        skip_backoff(c)
+        assert leased(c).fence == 2
+        assert queries.explain(c, first) == "being measured on box-cpu0, attempt 2 of 3"
         with pytest.raises(NotFound):
             queries.explain(c, 404)
 

@@ -32,6 +32,22 @@ def test_cancelling_a_sweep_ends_what_waits_and_what_runs(engine: Engine) -> Non
         assert queue.renew(c, "box-cpu0", BOOT, [(lease.job_id, 1)], 60).to_cancel == ((lease.job_id, 1),)
 
 
+def test_cancelling_twice_or_too_late_changes_nothing(engine: Engine) -> None:
+    with engine.begin() as c:
+        join(c)
+        cancelled, done = submit(c, cell(), priority=-1), submit(c, cell())
+        lease = leased(c)
+        queue.finish(c, "box-cpu0", BOOT, lease.job_id, 1, measured())
+        assert queue.cancel_sweep(c, cancelled) == 1
+        events = c.execute(text("SELECT count(*) FROM event")).scalar_one()
+        before = [queries.sweep(c, sweep) for sweep in (cancelled, done)]
+        assert [queue.cancel_sweep(c, sweep) for sweep in (cancelled, done)] == [0, 0]
+        after = [queries.sweep(c, sweep) for sweep in (cancelled, done)]
+        assert c.execute(text("SELECT count(*) FROM event")).scalar_one() == events
+    assert before == after
+    assert [sweep.state for sweep in after if sweep] == [SweepState.CANCELLED, SweepState.FINISHED]
+
+
 def test_cancelling_a_sweep_keeps_what_has_been_measured(engine: Engine) -> None:
     with engine.begin() as c:
         join(c)
@@ -134,7 +150,6 @@ def test_a_measured_job_keeps_its_result_until_it_is_measured_again(engine: Engi
         lease = leased(c)
         queue.finish(c, "box-cpu0", BOOT, lease.job_id, 1, measured())
         assert queue.retry_job(c, lease.job_id) is JobState.PENDING
-        assert queue.retry_job(c, lease.job_id) is JobState.PENDING
         between = queries.result(c, lease.job_id)
         again = leased(c)
         queue.finish(c, "box-cpu0", BOOT, again.job_id, again.fence, measured(energy_j=1.0))
@@ -156,10 +171,14 @@ def test_an_unknown_sweep_is_not_found(engine: Engine, act: object) -> None:
         act(c, "nix")  # type: ignore[operator]
 
 
-def test_an_answer_or_a_running_job_cannot_be_retried(engine: Engine) -> None:
+def test_what_has_not_ended_or_is_an_answer_cannot_be_retried_and_stays_as_it_is(engine: Engine) -> None:
     with engine.begin() as c:
         join(c)
-        submit(c, cell())
+        sweep_id = submit(c, cell())
+        (waiting,) = queries.jobs(c, sweep_id, None, 10)
+        with pytest.raises(Conflict, match="is pending: only a job that is cancelled, failed, measured"):
+            queue.retry_job(c, waiting.id)
+        assert queries.job(c, waiting.id) == waiting
         lease = leased(c)
         with pytest.raises(Conflict, match="leased"):
             queue.retry_job(c, lease.job_id)

@@ -32,6 +32,7 @@ FAULTS: dict[str, Kind] = {
     "api": Kind(service_faults.api_killed, 40, full=1000),
     "database": Kind(service_faults.database_restarted, 10, alone=True),
     "database-away": Kind(service_faults.database_away, 4, alone=True),
+    "database-away-long": Kind(service_faults.database_away_long, 1, alone=True),
     "database-disk": Kind(service_faults.database_disk_full, 3, alone=True, needs=lambda lab: bool(lab.database_disk)),
     "backends": Kind(service_faults.backends_terminated, 5, alone=True),
     "connections": Kind(service_faults.connections_exhausted, 3, alone=True),

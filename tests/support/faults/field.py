@@ -22,7 +22,7 @@ class Field:
     definitions: Definitions
     dice: random.Random
     taken: set[str]
-    # How long the longest partition and sleep last: as in the fault table, or a shorter dose.
+    # How long the longest partition and sleep last: as in the fault table, or a shorter dose; no sleep, no such campaign.
     long_s: float = 30.0
     sleep_s: float = 0.0
 
@@ -46,6 +46,12 @@ class Field:
         if self.sleep_s and self.dice.random() < 0.3:
             return self.sleep_s
         return self.dice.uniform(1.3, 2.5) * self.lab.plan.ttl_s
+
+    def cut_off_s(self) -> float:
+        """How long a service is cut off from Postgres: for seconds, and now and then as long as the table says."""
+        if self.sleep_s and self.dice.random() < 0.3:
+            return self.long_s
+        return self.dice.uniform(1, 12)
 
     def node_of(self, device: str) -> str:
         return next(name for name in self.lab.nodes if device in self.lab.device_ids(name))

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,7 +19,8 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from tests.support.faults.workload import ENDS, Accepted
+from tests.support.faults.ends import Infliction, misjudged
+from tests.support.faults.workload import Accepted
 
 
 @dataclass
@@ -44,9 +45,10 @@ class Findings:
 
 
 def check(
-    c: Connection, accepted: Mapping[str, Accepted], witness_dir: Path, lock_dir: Path, spools: Iterable[Path] = ()
-) -> Findings:
-    """Everything at once, on a lab that has nothing left to do."""
+    c: Connection, accepted: Mapping[str, Accepted], witness_dir: Path, lock_dir: Path, spools: Iterable[Path] = (),
+    inflicted: Sequence[Infliction] = (),
+) -> Findings:  # fmt: skip
+    """Everything at once, on a lab that has nothing left to do. `inflicted`: what may explain that attempts were disturbed."""
     seen = witnessed(witness_dir)
     return Findings(
         lost=lost(c, accepted) + unspooled(spools),
@@ -55,7 +57,7 @@ def check(
         stale_accepted=stale_accepted(c) + unwitnessed(c, seen),
         stuck=stuck(c) + miscounted(c),
         orphans=orphans(seen) + held_locks(lock_dir),
-        misjudged=misjudged(c),
+        misjudged=misjudged(c, {one.sweep_id for one in accepted.values()}, inflicted),
     )
 
 
@@ -191,16 +193,6 @@ def miscounted(c: Connection) -> list[str]:
         f"{dict(zip(states, real[sweep_id], strict=True))}"
         for sweep_id in real
         if counted.get(sweep_id) != real[sweep_id]
-    ]
-
-
-def misjudged(c: Connection) -> list[str]:
-    """Jobs of models that declare how they end, and ended otherwise."""
-    rows = c.execute(text("SELECT id, model, state, reason FROM job WHERE model LIKE 'simulated/%'"))
-    return [
-        f"job {row.id} of {row.model} ended {row.state} ({row.reason})"
-        for row in rows
-        if row.model in ENDS and row.state not in (*ENDS[row.model], "cancelled")
     ]
 
 

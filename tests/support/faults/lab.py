@@ -77,6 +77,11 @@ class Kept:
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    def kill(self) -> None:
+        """SIGKILL; harmless between two of its lives."""
+        assert self.process is not None
+        self.process.kill()
+
     def said(self, *events: str) -> list[dict[str, Any]]:
         """The structured lines of its present life with one of these event names."""
         if not self.log.exists():

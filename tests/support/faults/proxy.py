@@ -18,6 +18,8 @@ from pathlib import Path
 READ_BYTES = 1 << 16
 # A dead path is given up by the kernel after TCP's keep-alives, which the proxy's own kernel would go on answering.
 GIVEN_UP_AFTER_S = 15.0
+# When a kernel ends a connection of ours on which nobody answers: 5 s idle and three times 2 s of keepalive, as `engine.connect` asks.
+STRANDED_S = 11.0
 # A lost answer to anything but a commit only means a rollback, which the other faults bring about often enough.
 SHARE_OF_OTHERS = 0.2
 
@@ -190,7 +192,7 @@ class Session:
     async def _given_up(self) -> None:
         """The end of a stranded connection, when a kernel would see that nobody acknowledges anything."""
         await self.is_stranded.wait()
-        await asyncio.sleep(GIVEN_UP_AFTER_S)
+        await asyncio.sleep(STRANDED_S)
 
     def _withholds(self) -> bool:
         """Whether this answer gets lost: the statement has been carried out, a commit has become durable."""

@@ -12,6 +12,7 @@ import httpx
 import sqlalchemy
 
 from effillm_worker.bench import CELL_MARGIN_S
+from tests.support.faults.ends import Infliction
 from tests.support.faults.lab import Lab
 from tests.support.faults.tree import Process
 from tests.support.faults.workload import HANGING, PLAN
@@ -40,6 +41,7 @@ class Recovery:
     disturbed_s: float = 0.0
     allowance_s: float = 0.0
     since: float = field(default_factory=time.monotonic)
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
     healed: float | None = None
     gone_s: float | None = None
     kind: str = ""
@@ -66,9 +68,19 @@ class Recovery:
         """Since the fault, or, where it lasted, since it was taken away."""
         return time.monotonic() - (self.healed or self.since)
 
+    @property
+    def is_still_on(self) -> bool:
+        """Whether the fault itself lasts yet: what surviving it takes is counted from its end."""
+        return self.healed is None and self.is_healed in self.looks
+
     def may_take(self, seconds: float) -> float:
         """What becomes of a limit of `seconds` for this one."""
         return seconds + self.disturbed_s + self.allowance_s
+
+    def infliction(self) -> Infliction:
+        """What this fault may explain, now that it is over. Where no fleet is there in time, any device's lease may lapse."""
+        everywhere = self.alone or self.lasts or "fleet" in self.touches
+        return Infliction(self.touches, everywhere, self.began, datetime.now(UTC))
 
     def heal(self) -> None:
         """The fault itself is over; what follows is the recovery."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import psycopg2
 
 from effillm_server.ledger.engine import connect
@@ -20,7 +17,7 @@ def fleet_killed(on: Field) -> Recovery | None:
     if leader is None:
         return None
     lab, life = on.lab, on.lab.kept[leader].starts
-    os.kill(lab.kept[leader].pid, signal.SIGKILL)
+    lab.kept[leader].kill()
     lab.hold(leader, on.dice.uniform(0, 3))
 
     def leads_anew() -> bool:
@@ -39,7 +36,7 @@ def fleets_killed(on: Field) -> Recovery | None:
     lives = {name: lab.kept[name].starts for name in lab.fleets}
     for name in lab.fleets:
         if lab.kept[name].is_running:
-            os.kill(lab.kept[name].pid, signal.SIGKILL)
+            lab.kept[name].kill()
 
     def leads_anew() -> bool:
         leader = lab.active_fleet()
@@ -79,7 +76,7 @@ def api_killed(on: Field) -> Recovery | None:
 
     def kill() -> None:
         if lab.kept["api"].is_running:
-            os.kill(lab.kept["api"].pid, signal.SIGKILL)
+            lab.kept["api"].kill()
         recovery.heal()
 
     recovery.looks += [recovery.is_healed, sending.done.is_set]
@@ -95,6 +92,12 @@ def database_restarted(on: Field) -> Recovery | None:
 def database_away(on: Field) -> Recovery | None:
     how = on.dice.choice(("fast", "immediate", "killed"))
     return _database_away(on, "Postgres away for seconds", how, on.dice.uniform(3, 12))
+
+
+def database_away_long(on: Field) -> Recovery | None:
+    """For many lease lives, in which nobody can renew."""
+    how = on.dice.choice(("fast", "immediate", "killed"))
+    return _database_away(on, "Postgres away for 30 s", how, 30.0)
 
 
 def _database_away(on: Field, name: str, how: str, seconds: float) -> Recovery:
@@ -176,11 +179,13 @@ def notifications_dropped(on: Field) -> Recovery | None:
 
 def fleet_without_database(on: Field) -> Recovery | None:
     leader = on.lab.active_fleet()
-    return None if leader is None else partition(on, "fleet cut off from Postgres", leader, frozenset({"fleet"}))
+    if leader is None:
+        return None
+    return partition(on, "fleet cut off from Postgres", leader, frozenset({"fleet"}), on.cut_off_s())
 
 
 def api_without_database(on: Field) -> Recovery | None:
-    return partition(on, "API cut off from Postgres", "api", frozenset({"api"}))
+    return partition(on, "API cut off from Postgres", "api", frozenset({"api"}), on.cut_off_s())
 
 
 def idle_transaction(on: Field) -> Recovery | None:
@@ -235,13 +240,13 @@ def clocks_stepped(on: Field) -> Recovery | None:
     def begin() -> None:
         step.write_text(" ".join(off.values()))
         lab.kept["api"].environment |= off
-        os.kill(lab.kept["api"].pid, signal.SIGKILL)
+        lab.kept["api"].kill()
 
     def end() -> None:
         step.unlink()
         for name in off:
             del lab.kept["api"].environment[name]
-        os.kill(lab.kept["api"].pid, signal.SIGKILL)
+        lab.kept["api"].kill()
 
     recovery = for_a_while(on, "clocks of API and children off by an hour", 20.0, begin, end)
     recovery.touches = frozenset({"api"})

@@ -15,21 +15,6 @@ import httpx
 
 PLAN: dict[str, Any] = {"warmup": 3, "iterations": 5, "time_limit_s": 30}
 CLASSES = ("t4", "a100", "rtx-4090")
-# What a declared fault must end as, whatever else happens to its job meanwhile. Cells at or below the size at which a
-# memory fault begins measure.
-ENDS = {
-    "simulated/oom-above-300": ("measured", "infeasible"),
-    "simulated/host-oom-above-300": ("measured", "infeasible"),
-    "simulated/unsupported": ("infeasible",),
-    "simulated/fail": ("failed",),
-    "simulated/crash": ("failed",),
-    "simulated/exit": ("failed",),
-    "simulated/stall": ("failed",),
-    "simulated/hang": ("failed",),
-    "simulated/ignore-term": ("failed",),
-    "simulated/orphan": ("failed",),
-    "simulated/kills-its-node": ("failed",),
-}
 # A cell of these ends when somebody ends it.
 HANGING = ("simulated/stall", "simulated/hang", "simulated/ignore-term", "simulated/orphan")
 
