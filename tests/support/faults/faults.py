@@ -29,7 +29,7 @@ FAULTS: dict[str, Kind] = {
     "fleet": Kind(service_faults.fleet_killed, 20, full=100),
     "fleets": Kind(service_faults.fleets_killed, 4),
     "fleet-stop": Kind(service_faults.fleet_stopped, 5),
-    "api": Kind(service_faults.api_killed, 40, full=1000),
+    "api": Kind(service_faults.api_killed, 26, full=1000),
     "database": Kind(service_faults.database_restarted, 10, alone=True),
     "database-away": Kind(service_faults.database_away, 4, alone=True),
     "database-away-long": Kind(service_faults.database_away_long, 1, alone=True),
