@@ -124,7 +124,7 @@ def _why(study: Mapping[str, Any]) -> list[str]:
     lines = [
         [
             slice_text(e), e["baseline"], *_both(e["shares"], "mbu_decode"), *_both(e["shares"], "mfu_prefill"),
-            percent(e["shares"]["own"]["dequantization_share_decode"]), percent(e["shares"]["own"]["dequantization_share_prefill"]),
+            _dequantization(e["shares"]["own"]),
             e["reason"],
         ]
         for e in study["quantization"]
@@ -132,15 +132,19 @@ def _why(study: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
     if not lines:
         return []
-    columns = [
-        "slice", "against", "MBU, decode#", "its MBU#", "MFU, prefill#", "its MFU#", "dequantization, decode#", "prefill#", "reason",
-    ]  # fmt: skip
+    columns = ["slice", "against", "MBU#", "its#", "MFU#", "its#", "dequantization#", "reason"]
     note = (
-        "<p class='muted'>Shares of the device's own measured bandwidth and matrix rate that each side reaches; <i>its</i>: of the "
-        "precision it is set against. Dequantization: share of time that turning codes back into numbers takes, by a profiler at "
-        "batch size 1. A reason stands where the difference is beyond noise and these numbers tell it.</p>"
+        "<p class='muted'>MBU of decoding and MFU of prefill: shares of the device's own measured bandwidth and matrix rate that each "
+        "side reaches; <i>its</i>: of the precision it is set against. Dequantization: share of decoding and of prefill that turning "
+        "codes back into numbers takes, by a profiler at batch size 1. A reason stands where the difference is beyond noise and these "
+        "numbers tell it.</p>"
     )
     return ["<h3>Why a precision is slower or faster here</h3>", note, table(columns, lines, fold="all pairs")]
+
+
+def _dequantization(shares: Mapping[str, float | None]) -> str | None:
+    decode, prefill = shares["dequantization_share_decode"], shares["dequantization_share_prefill"]
+    return None if decode is None and prefill is None else f"{percent(decode)}, {percent(prefill)}"
 
 
 def _both(shares: Mapping[str, Mapping[str, float | None]], name: str) -> tuple[str, str]:
