@@ -8,11 +8,12 @@ from typing import Any
 
 from effillm_server.analysis.cells import Cell, slices
 from effillm_server.analysis.claims import CONFIRMED, REFUTED, UNDECIDED, Claim, Evidence, Study, above, in_range
-from effillm_server.analysis.efficiency import QUANTIZATION_AXES
+from effillm_server.analysis.efficiency import QUANTIZATION_AXES, theoretical_bits
 from effillm_server.analysis.facts import UNQUANTIZED
 from effillm_server.analysis.pareto import pareto
 from effillm_server.analysis.ratios import Ratio, cell_ratio
 from effillm_server.analysis.words import interval, percent, slice_text
+from effillm_server.contract.quantization import method_of
 
 REDUCTION_TOLERANCE = 0.05
 UP_TO_TOLERANCE = 0.10
@@ -20,6 +21,8 @@ CLOSE = (0.9, 1.1)
 PAPER_BEST_BATCH = (4, 16)
 PAPER_PEAK_BATCH = (4, 32)
 CARD = "rtx-4090"
+# The paper's GPTQ and INT4 have four bits, its INT8 eight: (method, bits), whatever other options a label names.
+GPTQ, INT4, INT8 = ("gptq", 4), ("int4", 4), ("int8", 8)
 
 
 def _keeps(precision: str, low: float, high: float) -> Callable[[Study], list[Evidence]]:
@@ -59,14 +62,14 @@ def _saves(precision: str, tolerance: float) -> Callable[[Study], list[Evidence]
 def _gptq_beats_int4(study: Study) -> list[Evidence]:
     return [
         _pair_evidence(cell, other, found, above(found.as_dict(), 1.0))
-        for cell, other, found in _precision_pairs(study, "gptq", "int4")
+        for cell, other, found in _precision_pairs(study, GPTQ, INT4)
     ]
 
 
 def _gptq_close_to_int8(study: Study) -> list[Evidence]:
     return [
         _pair_evidence(cell, other, found, in_range(found.as_dict(), *CLOSE))
-        for cell, other, found in _precision_pairs(study, "gptq", "int8")
+        for cell, other, found in _precision_pairs(study, GPTQ, INT8)
     ]
 
 
@@ -188,8 +191,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("int4-memory", "INT4 saves up to 75 % of FP16's memory (what its bits say, within 10 points)",
           "impact of quantization on memory usage",
           "one model at int4 and an unquantized precision, batch size 1", _saves("int4", UP_TO_TOLERANCE)),
-    Claim("gptq-int4", "GPTQ is faster than INT4", "quantization trade-offs", "one model at gptq and int4", _gptq_beats_int4),
-    Claim("gptq-int8", "GPTQ is close to INT8 (within 10 %)", "quantization trade-offs", "one model at gptq and int8",
+    Claim("gptq-int4", "GPTQ is faster than INT4", "quantization trade-offs", "one model at 4-bit gptq and int4", _gptq_beats_int4),
+    Claim("gptq-int8", "GPTQ is close to INT8 (within 10 %)", "quantization trade-offs", "one model at 4-bit gptq and int8",
           _gptq_close_to_int8),
     Claim("b-opt", "T(b)/b is largest at a batch size of 4 to 16", "per-instance efficiency",
           "batch 1 and at least one of 4 to 16", _best_batch),
@@ -223,15 +226,20 @@ _PLACE = (
 )  # fmt: skip
 
 
-def _precision_pairs(study: Study, name: str, other: str) -> list[tuple[Cell, Cell, Ratio]]:
+def _precision_pairs(study: Study, kind: tuple[str, float], other: tuple[str, float]) -> list[tuple[Cell, Cell, Ratio]]:
+    """Every cell of one (method, bits) with every one of another in its slice, whatever their labels' further options."""
     found = []
     for members in slices(study.cells, QUANTIZATION_AXES).values():
-        by_name = {cell.axes["quantization"]: cell for cell in members}
-        if name in by_name and other in by_name:
-            speed = cell_ratio(by_name[name], by_name[other], "throughput_tok_s", study.facts)
-            if speed is not None:
-                found.append((by_name[name], by_name[other], speed))
+        for cell in (cell for cell in members if _kind(cell) == kind):
+            for than in (than for than in members if _kind(than) == other):
+                speed = cell_ratio(cell, than, "throughput_tok_s", study.facts)
+                if speed is not None:
+                    found.append((cell, than, speed))
     return found
+
+
+def _kind(cell: Cell) -> tuple[str, float | None]:
+    return method_of(cell.axes["quantization"]), theoretical_bits(cell)
 
 
 def _pair_evidence(cell: Cell, other: Cell, found: Ratio, verdict: str) -> Evidence:

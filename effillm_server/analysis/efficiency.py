@@ -8,6 +8,7 @@ from typing import Any
 from effillm_server.analysis.cells import Cell, slices
 from effillm_server.analysis.facts import UNQUANTIZED, Facts
 from effillm_server.analysis.ratios import Ratio, cell_ratio
+from effillm_server.analysis.reasons import reason, shares
 from effillm_server.contract.quantization import bits_of
 
 KEEPS_SHARE = 0.8
@@ -72,35 +73,48 @@ def _best_batch(by_batch: dict[int, Cell], facts: Facts) -> dict[str, Any]:
 
 
 def quantization(of: Sequence[Cell], facts: Facts) -> list[dict[str, Any]]:
-    """Every precision against every unquantized one of its slice: efficiency (speed kept) and memory reduction.
+    """Every precision against every unquantized one of its slice: efficiency (speed kept), memory reduction, and why.
 
     The reduction in theory is 1 - bits / bits; beside it the measured one of the peak during inference, and of the weights.
     """
+    return [against(cell, base, facts) for cell, base in pairs(of)]
+
+
+def pairs(of: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
+    """Every precision with every unquantized one of its slice; of two unquantized ones the narrower with the wider."""
     found = []
     for members in slices(of, QUANTIZATION_AXES).values():
         by_precision = {cell.axes["quantization"]: cell for cell in members}
         for baseline in (name for name in UNQUANTIZED if name in by_precision):
             for name, cell in by_precision.items():
                 if name != baseline and not (name in UNQUANTIZED and _is_as_wide(name, baseline)):
-                    found.append(_against(cell, by_precision[baseline], facts))
+                    found.append((cell, by_precision[baseline]))
     return found
 
 
-def _against(cell: Cell, base: Cell, facts: Facts) -> dict[str, Any]:
-    name, baseline = cell.axes["quantization"], base.axes["quantization"]
+def against(cell: Cell, base: Cell, facts: Facts) -> dict[str, Any]:
+    """One precision against one unquantized one. `shares` are those of the device reached and of time in dequantization."""
     speed = cell_ratio(cell, base, "throughput_tok_s", facts)
     ttft = cell_ratio(cell, base, "ttft_s", facts)
     return {
         **cell.axes,
-        "baseline": baseline,
+        "baseline": base.axes["quantization"],
         "efficiency": speed.as_dict() if speed else None,
         "ttft_ratio": ttft.as_dict() if ttft else None,
-        "memory_reduction_theory": _in_theory(name, baseline),
+        "memory_reduction_theory": _in_theory(cell, base),
         "memory_reduction_measured": _reduction(cell, base, "memory_bytes"),
         "weights_reduction_measured": _reduction(cell, base, "weight_bytes"),
         "quality_loss": _quality_loss(cell),
+        "shares": {"own": shares(cell), "baseline": shares(base)},
+        "reason": reason(cell, base, facts),
         "jobs": cell.jobs + base.jobs,
     }
+
+
+def theoretical_bits(cell: Cell) -> float | None:
+    """Bits of a quantized weight, scales left out: what the loaded model said, else what the label says."""
+    said = cell.estimate("theoretical_bits")
+    return said.value if said is not None else bits_of(cell.axes["quantization"])
 
 
 def cost(of: Sequence[Cell], facts: Facts) -> list[dict[str, Any]]:
@@ -148,9 +162,9 @@ def _is_as_wide(name: str, baseline: str) -> bool:
     return (bits_of(name) or 0) >= (bits_of(baseline) or 0)
 
 
-def _in_theory(name: str, baseline: str) -> float | None:
-    """1 - bits / bits, scales left out; None where only a plan can tell the bits."""
-    bits, before = bits_of(name), bits_of(baseline)
+def _in_theory(cell: Cell, base: Cell) -> float | None:
+    """1 - bits / bits, scales left out; None where nothing tells the bits."""
+    bits, before = theoretical_bits(cell), theoretical_bits(base)
     return None if bits is None or not before else 1 - bits / before
 
 

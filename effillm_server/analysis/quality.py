@@ -14,6 +14,7 @@ COLUMN_TYPES: dict[str, type] = {
     "perplexity": float, "perplexity_low": float, "perplexity_high": float, "token_agreement": float, "mean_kl": float,
     "quality_loss": float, "quality_loss_ci95_low": float, "quality_loss_ci95_high": float, "quality_tokens": int,
     "quality_text": str, "dequantization_share_prefill": float, "dequantization_share_decode": float, "quality_note": str,
+    "tasks": list,
 }  # fmt: skip
 
 
@@ -32,6 +33,7 @@ def columns(quality: Mapping[str, Any] | None) -> dict[str, Any]:
         "quality_note": "; ".join(quality.get("notes") or ()) or None,
         "dequantization_share_prefill": shares.get("prefill_dequantization"),
         "dequantization_share_decode": shares.get("decode_dequantization"),
+        "tasks": [_score(task) for task in quality.get("tasks") or ()] or None,
     }
     if losses is not None:
         found["quality_tokens"] = sum(losses["tokens"])
@@ -44,6 +46,12 @@ def columns(quality: Mapping[str, Any] | None) -> dict[str, Any]:
             suffixes = ("", "_ci95_low", "_ci95_high")
             found |= _named("quality_loss", suffixes, _exponential(rises, losses["tokens"], math.expm1))
     return found
+
+
+def _score(task: Mapping[str, Any]) -> str:
+    """`lambada_openai acc 0.38 ± 0.049`: the standard error behind the score, where the harness has one."""
+    error = task.get("stderr")
+    return f"{task['task']} {task['metric']} {task['value']:.4g}{'' if error is None else f' ± {error:.2g}'}"
 
 
 def _exponential(means: list[float], tokens: list[int], of: Any) -> tuple[float | None, float | None, float | None]:

@@ -22,6 +22,11 @@ AXES = (
     "hardware", "runtime",
 )  # fmt: skip
 
+# Of two rows together, so `row` leaves them empty: `partners.beside` fills them where the partner is at hand.
+PARTNER_TYPES: dict[str, type] = {
+    "unquantized_partner": str, "quantization_efficiency": float, "quantization_efficiency_ci95_low": float,
+    "quantization_efficiency_ci95_high": float, "memory_reduction_measured": float, "quantization_reason": str,
+}  # fmt: skip
 COLUMN_TYPES: dict[str, type] = {
     "sweep": str, "job": int, "state": str, "reason": str, "verdict": str, "simulated": bool,
     "model": str, "weights": str, "quantization": str, "dtype": str, "engine": str,
@@ -46,6 +51,7 @@ COLUMN_TYPES: dict[str, type] = {
     "stop_reason": str, "revision": str, "ordinal": int, "implied_by": int, "message": str, "verdict_reasons": list,
     **quality.COLUMN_TYPES,
     **stored.COLUMN_TYPES,
+    **PARTNER_TYPES,
 }  # fmt: skip
 COLUMNS: tuple[str, ...] = tuple(COLUMN_TYPES)
 
@@ -53,7 +59,7 @@ COLUMNS: tuple[str, ...] = tuple(COLUMN_TYPES)
 def row(result: ResultRecord, ceiling: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The flat row of a job, every key of COLUMNS, None where there is nothing; statistics recomputed from the samples.
 
-    `ceiling` is the device's measured ceiling, for MBU and MFU.
+    `ceiling` is the device's measured ceiling, for MBU and MFU. The columns PARTNER_TYPES are None: they are of two rows.
     """
     measured = series(result)
     values = dict.fromkeys(COLUMNS) | _identity(result)

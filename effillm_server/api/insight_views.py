@@ -39,7 +39,10 @@ class AnalysisView(BaseModel):
     batch_exponent_by_sequence: Entries
     batch_scaling: Entries = Field(description="eta_b = T(b) / (b T(1))")
     best_batch: Entries = Field(description="b_opt by the paper's definition, and the largest b keeping 80 % of T(1)")
-    quantization: Entries = Field(description="speed, memory and efficiency against the same cell unquantized")
+    quantization: Entries = Field(
+        description="speed, memory and quality against the same cell unquantized; `shares` of the device reached and of time in "
+        "dequantization, both sides', and the `reason` for the difference where they tell"
+    )
     cost: Entries = Field(description="dollars per million tokens, prices with source and date")
     cliffs: Entries = Field(description="steps of latency beyond noise")
     variance: Entries = Field(description="how much of the spread lies between processes")

@@ -7,10 +7,10 @@ from typing import Annotated
 import sqlalchemy
 from fastapi import APIRouter, Query, Request, Response
 
-from effillm_server.analysis.rows import row
 from effillm_server.api import audit, pages
 from effillm_server.api.auth import Caller, Reader, Submitter, must_change
 from effillm_server.api.documented import LINKED, problems
+from effillm_server.api.partners import Beside
 from effillm_server.api.services import EVERYTHING, JobId, Served, Services, SweepId, job_of, seen, sweep_of
 from effillm_server.api.shown import Shown
 from effillm_server.api.views import AttemptView, JobDetail, JobView, PageView, ResultView
@@ -59,8 +59,8 @@ def look(served: Served, who: Reader, job_id: JobId) -> JobDetail:
         explanation = queries.explain(connection, job_id)
         attempts = queries.attempts(connection, job_id)
         result = queries.result(connection, job_id)
-        device = queries.device(connection, result.device_id) if result and result.device_id else None
-    shown = ResultView.of(result, row(result, device.ceiling if device else None)) if result else None
+        beside = Beside.of(connection, result) if result else None
+    shown = ResultView.of(beside.result, beside.row()) if beside else None
     return JobDetail.of(
         job, explanation=explanation, attempts=[AttemptView.of(attempt) for attempt in attempts], result=shown
     )

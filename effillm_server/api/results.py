@@ -16,8 +16,9 @@ from effillm_server.analysis.rows import COLUMN_TYPES
 from effillm_server.api import examples
 from effillm_server.api.auth import Reader
 from effillm_server.api.documented import problems, raw
+from effillm_server.api.partners import MAX_JOBS, joined
 from effillm_server.api.pipe import Sink, chunks_of
-from effillm_server.api.rows import Asked, Rows, dialect_lines, stream
+from effillm_server.api.rows import Asked, Rows, dialect_lines
 from effillm_server.api.services import Served, SweepId, sweep_of
 from effillm_server.api.views import FrontierView, PageView
 from effillm_server.ledger import queries
@@ -62,6 +63,8 @@ ROWS_SCHEMA: dict[str, Any] = {"anyOf": [_schema(COLUMN_TYPES), _schema(dialects
         **problems(404),
         200: {
             "description": "one row per job, in the sweep's order; the same names in every format. "
+            "`quantization_efficiency`, `memory_reduction_measured` and `quantization_reason` are against `unquantized_partner`, the "
+            f"same cell of the same sweep; empty in sweeps of more than {MAX_JOBS:,} jobs. "
             "With `dialect`: one line per number, with its unit and definition",
             "content": {
                 **raw("application/json", [examples.ROW], "", ROWS_SCHEMA)["content"],
@@ -84,9 +87,9 @@ def rows_of(
 ) -> StreamingResponse:
     """Streamed while it is read, so that a sweep of any size needs little memory on either side."""
     with served.reading() as connection:
-        sweep_of(connection, sweep_id, who.viewer)
+        sweep = sweep_of(connection, sweep_id, who.viewer)
     if dialect is None:
-        rows, types, name = stream(served, sweep_id, filters), COLUMN_TYPES, sweep_id
+        rows, types, name = joined(served, sweep, filters), COLUMN_TYPES, sweep_id
     else:
         rows, types = dialect_lines(served, sweep_id, filters, dialect), dialects.COLUMN_TYPES
         name = f"{sweep_id}-{dialect}"

@@ -114,16 +114,17 @@ def results(rows: Iterable[Record]) -> None:
     has_hardware = len({row.get("hardware") for row in rows}) > 1
     columns = ["state", "~model", "quant", ">batch", ">seq", ">tok/s ± CI", ">TTFT", ">RAM"]
     has_quality = any(row.get("perplexity") is not None for row in rows)
-    columns += (
-        [">VRAM"] * has_vram + [">perplexity", ">rise"] * has_quality + ["hardware"] * has_hardware + ["~verdict"]
-    )
+    has_partner = not is_narrow() and any(row.get("quantization_efficiency") is not None for row in rows)
+    columns += [">VRAM"] * has_vram + [">speed kept"] * has_partner + [">perplexity", ">rise"] * has_quality
+    columns += ["hardware"] * has_hardware + ["~verdict"]
 
     def line(row: Record) -> list[Any]:
         values = [
             row["state"], model(row["model"]), row["quantization"], row["batch_size"], row["sequence_length"],
             interval(row, "throughput_tok_s"), seconds_or_blank(row.get("ttft_s_mean")), bytes_or_blank(row.get("ram_peak_bytes")),
         ]  # fmt: skip
-        values += [bytes_or_blank(row.get("vram_peak_bytes"))] * has_vram + quality(row) * has_quality
+        values += [bytes_or_blank(row.get("vram_peak_bytes"))] * has_vram + [speed_kept(row)] * has_partner
+        values += quality(row) * has_quality
         values += [row.get("hardware")] * has_hardware
         return [*values, verdict(row)]
 
@@ -134,6 +135,12 @@ def results(rows: Iterable[Record]) -> None:
             f"{doubtful} of {len(rows)} rows were measured under bad conditions each time and are invalid: "
             "let the machine do nothing else and measure them again"
         )
+
+
+def speed_kept(row: Record) -> str:
+    """Throughput as a multiple of the unquantized partner's, blank where there is none."""
+    kept = row.get("quantization_efficiency")
+    return "" if kept is None else f"{kept:.2f} x {row['unquantized_partner']}"
 
 
 def quality(row: Record) -> list[str]:

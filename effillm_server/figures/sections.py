@@ -87,6 +87,7 @@ def efficiency(study: Mapping[str, Any]) -> str:
     body = [
         "<h3>Quantization against an unquantized precision</h3>",
         _quantization_table(study),
+        *_why(study),
         "<h3>Best batch size</h3>",
         _best_batch_table(study),
         "<h3>Batch scaling efficiency η = T(b) / (b · T(1))</h3>",
@@ -116,6 +117,38 @@ def _quantization_table(study: Mapping[str, Any]) -> Raw:
         for e in study["quantization"]
     ]  # fmt: skip
     return table(columns, lines, fold="all pairs")
+
+
+def _why(study: Mapping[str, Any]) -> list[str]:
+    """How far both sides of each pair run from the device's ceilings, and what that says; nothing where no side was measured."""
+    lines = [
+        [
+            slice_text(e), e["baseline"], *_both(e["shares"], "mbu_decode"), *_both(e["shares"], "mfu_prefill"),
+            _dequantization(e["shares"]["own"]),
+            e["reason"],
+        ]
+        for e in study["quantization"]
+        if any(value is not None for side in e["shares"].values() for value in side.values())
+    ]  # fmt: skip
+    if not lines:
+        return []
+    columns = ["slice", "against", "MBU#", "its#", "MFU#", "its#", "dequantization#", "reason"]
+    note = (
+        "<p class='muted'>MBU of decoding and MFU of prefill: shares of the device's own measured bandwidth and matrix rate that each "
+        "side reaches; <i>its</i>: of the precision it is set against. Dequantization: share of decoding and of prefill that turning "
+        "codes back into numbers takes, by a profiler at batch size 1. A reason stands where the difference is beyond noise and these "
+        "numbers tell it.</p>"
+    )
+    return ["<h3>Why a precision is slower or faster here</h3>", note, table(columns, lines, fold="all pairs")]
+
+
+def _dequantization(shares: Mapping[str, float | None]) -> str | None:
+    decode, prefill = shares["dequantization_share_decode"], shares["dequantization_share_prefill"]
+    return None if decode is None and prefill is None else f"{percent(decode)}, {percent(prefill)}"
+
+
+def _both(shares: Mapping[str, Mapping[str, float | None]], name: str) -> tuple[str, str]:
+    return percent(shares["own"][name]), percent(shares["baseline"][name])
 
 
 def _best_batch_table(study: Mapping[str, Any]) -> Raw:

@@ -13,11 +13,12 @@ from effillm_server.ledger.read_events import events, last_event_id
 from effillm_server.ledger.read_figures import queue_age_s
 from effillm_server.ledger.read_grid import extremes, grid, served
 from effillm_server.ledger.read_jobs import attempts, frontier, job, jobs
-from effillm_server.ledger.read_results import result, results
+from effillm_server.ledger.read_results import beside, result, results
 from effillm_server.ledger.read_sweeps import counts, facts, sweep, sweep_by_key, sweeps, waiting_classes
 
 __all__ = [
     "attempts",
+    "beside",
     "counts",
     "device",
     "devices",

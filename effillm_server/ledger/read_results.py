@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, text
 
 from effillm_server.ledger.read_jobs import JOB_COLUMNS, JOB_TABLES, job_record
-from effillm_server.records import ResultRecord
+from effillm_server.records import JobRecord, ResultRecord
 
 _CHILD = (
     "id", "load_group", "pid", "started_at", "load_s", "baseline", "loaded", "released", "cells_measured", "loaded_model",
@@ -21,6 +21,15 @@ FROM {JOB_TABLES} LEFT JOIN child k ON k.id = m.child_id
 """
 _PAGE = text(_SELECT + "WHERE j.sweep_id = :sweep AND j.ordinal > :after ORDER BY j.ordinal LIMIT :limit")
 _ONE = text(_SELECT + "WHERE j.id = :job AND m.job_id IS NOT NULL")
+# The axes by which an analysis tells cells apart, but those that only say how the weights are stored.
+_SAME_BUT_STORED = ("model", "weights", "engine", "runtime", "hardware", "batch_size", "workload", "generate_tokens")
+_BESIDE = text(
+    _SELECT
+    + "WHERE j.sweep_id = :sweep AND m.job_id IS NOT NULL AND j.quantization = ANY(:quantizations) "
+    + "AND j.sequence_length IS NOT DISTINCT FROM CAST(:sequence_length AS int) "
+    + "".join(f"AND j.{name} = :{name} " for name in _SAME_BUT_STORED)
+    + "ORDER BY j.ordinal LIMIT :limit"
+)
 _SAMPLES = text("""
 SELECT s.job_id, s.iteration, s.phase, s.prompt_tokens, s.timestamps_ns, s.outlier
 FROM unnest(CAST(:jobs AS bigint[]), CAST(:fences AS int[])) AS w (job_id, fence)
@@ -45,6 +54,14 @@ def result(c: Connection, job_id: int) -> ResultRecord | None:
     """The measurement that counts for the job, with samples; None when there is none."""
     rows = [row._asdict() for row in c.execute(_ONE, {"job": job_id})]
     return next(iter(_records(c, rows, with_samples=True)), None)
+
+
+def beside(c: Connection, job: JobRecord, quantizations: Sequence[str], limit: int = 200) -> list[ResultRecord]:
+    """What was measured in the job's sweep of its cell and of the same cell in these quantizations, repeats included."""
+    axes = job.cell.model_dump(mode="json", include={*_SAME_BUT_STORED, "sequence_length"})
+    wanted = sorted({job.cell.quantization, *quantizations})
+    values = axes | {"sweep": job.sweep_id, "quantizations": wanted, "limit": limit}
+    return _records(c, [row._asdict() for row in c.execute(_BESIDE, values)], with_samples=True)
 
 
 def _records(c: Connection, rows: list[dict[str, Any]], *, with_samples: bool) -> list[ResultRecord]:

@@ -114,20 +114,62 @@ def _headline(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
          row["energy_source"] or ""),
         ("stopped", (row["stop_reason"] or words.DASH).replace("_", " "), iterations),
     ]  # fmt: skip
-    return found + _quality(row)
+    return found + _stored(row) + _beside(row) + _quality(row)
+
+
+def _stored(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """How the weights are stored, which kernels run them, and what it took to get there."""
+    if row.get("bits_per_weight") is None:
+        return []
+    theory = (
+        f"{words.number(row['theoretical_bits'])} without scales" if row.get("theoretical_bits") is not None else ""
+    )
+    found = [("bits per weight", words.number(row["bits_per_weight"]), theory)]
+    if row.get("quantized_by"):
+        found.append(("quantized layers", row["quantized_by"], ""))
+    if row.get("quantize_s") is not None:
+        found.append(("time to quantize", words.seconds(row["quantize_s"]), ""))
+    return found
+
+
+def _beside(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Speed and memory against the unquantized partner, how far the device is used, and the reason where one is known."""
+    partner, found = row.get("unquantized_partner"), []
+    if row.get("quantization_efficiency") is not None:
+        low, high = row["quantization_efficiency_ci95_low"], row["quantization_efficiency_ci95_high"]
+        interval = f"95 % interval {words.number(low)} to {words.number(high)}"
+        found.append((f"speed against {partner}", f"{words.number(row['quantization_efficiency'])} times", interval))
+    if (saved := row.get("memory_reduction_measured")) is not None:
+        found.append((f"peak memory against {partner}", f"{abs(saved):.0%} {'less' if saved >= 0 else 'more'}", ""))
+    for title, name in (
+        ("memory bandwidth reached, decoding", "mbu_decode"),
+        ("matrix rate reached, prefill", "mfu_prefill"),
+    ):
+        if row.get(name) is not None:
+            found.append((title, f"{row[name]:.0%}", ""))
+    if row.get("dequantization_share_decode") is not None:
+        prefill = f"{row['dequantization_share_prefill']:.0%} of prefill"
+        found.append(("decoding time in dequantization", f"{row['dequantization_share_decode']:.0%}", prefill))
+    return found
 
 
 def _quality(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """How well the loaded weights still answer, where that was asked for."""
+    scores = [("tasks", ", ".join(row["tasks"]), "")] if row.get("tasks") else []
     if row.get("perplexity") is None:
-        return []
+        return scores
     interval = f"95 % interval {words.number(row['perplexity_low'])} to {words.number(row['perplexity_high'])}"
     found = [("perplexity", words.number(row["perplexity"]), interval)]
     if row.get("token_agreement") is not None:
         found.append(("same next token as unquantized", f"{row['token_agreement']:.1%}", ""))
     if row.get("quality_loss") is not None:
-        found.append(("quality lost", f"{row['quality_loss']:.2%}", ""))
-    return found
+        found.append(("quality lost", f"{row['quality_loss']:.2%}", _loss_interval(row)))
+    return found + scores
+
+
+def _loss_interval(row: Mapping[str, Any]) -> str:
+    low, high = row.get("quality_loss_ci95_low"), row.get("quality_loss_ci95_high")
+    return "" if low is None or high is None else f"95 % interval {low:.2%} to {high:.2%}"
 
 
 def _interval(row: Mapping[str, Any], metric: str) -> str:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from effillm_worker.quality.measure import Subject
+
 NO_QUALITY = "synthetic weights are random and have no quality: measure it with weights: pretrained"
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id")
 
@@ -184,13 +186,26 @@ class TransformersEngine:
             )
 
     def judge(self, plan: QualityPlan, time_limit_s: float, tick: Callable[[int, int], None] | None = None) -> Quality:
-        from effillm_worker.quality.measure import Subject, judge
+        from effillm_worker.quality.measure import judge, refuse
+
+        subject, is_real = self._subject(), not self._context.source.synthetic
+        with _quiet():
+            quality = judge(subject, plan, time_limit_s, tick) if is_real else refuse(subject, plan, NO_QUALITY)
+        gc.collect()
+        return quality
+
+    def unload(self) -> None:
+        del self._model
+        gc.collect()
+        if self._device.type == "cuda":
+            self._torch.cuda.empty_cache()
+
+    def _subject(self) -> Subject:
+        from effillm_worker.quality.measure import Subject
         from effillm_worker.quality.reference import is_reference
 
-        if self._context.source.synthetic:
-            return Quality(text=plan.text, notes=(NO_QUALITY,))
         request = self._request
-        subject = Subject(
+        return Subject(
             model=self._model,
             tokenizer=self._tokenizer,
             encode=self.encode,
@@ -204,16 +219,6 @@ class TransformersEngine:
             is_quantized=any(self._method.is_quantized(module) for module in self._model.modules()),
             no_reference=self._no_reference,
         )
-        with _quiet():
-            quality = judge(subject, plan, time_limit_s, tick)
-        gc.collect()
-        return quality
-
-    def unload(self) -> None:
-        del self._model
-        gc.collect()
-        if self._device.type == "cuda":
-            self._torch.cuda.empty_cache()
 
     @property
     def _text_config(self) -> Any:

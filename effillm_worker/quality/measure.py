@@ -82,6 +82,16 @@ def judge(
     )
 
 
+def refuse(subject: Subject, plan: QualityPlan, why: str) -> Quality:
+    """The record of a model without a quality worth the name: why, and where its time goes, for which no weights need be real."""
+    begin = time.monotonic()
+    sitting = Sitting(subject, plan, begin, None)
+    found = sitting.shares()
+    return Quality(
+        text=plan.text, shares=found, notes=(why, *sitting.notes), seconds=round(time.monotonic() - begin, 3)
+    )
+
+
 class Sitting:
     """One judging of one model."""
 
@@ -121,10 +131,17 @@ class Sitting:
         from effillm_worker.quality import shares
 
         try:
-            return shares.measure(self.subject.model, self._ids or range(1, 65), self.subject.context_window)
+            return shares.measure(
+                self.subject.model, self._ids or self._any_ids(shares.PROMPT), self.subject.context_window
+            )
         except RuntimeError as error:  # a profiler that is not permitted here costs an explanation, not the quality
             self.notes.append(f"no profile: {' '.join(str(error).split())[:200]}")
             return None
+
+    def _any_ids(self, count: int) -> list[int]:
+        """Ids for a model that has read no text: how long a product takes does not depend on which they are."""
+        vocabulary = vocabulary_of(self.subject.model)
+        return [number % vocabulary for number in range(1, count + 1)]
 
     def tasks(self) -> tuple[tuple[TaskScore, ...], tuple[str, ...]]:
         """Scores of the plan's tasks and a sentence for each that could not be run."""

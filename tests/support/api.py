@@ -21,7 +21,9 @@ from effillm_server.api.server import Server
 from effillm_server.contract.fingerprint import DeviceDeclaration, Fingerprint, Hardware, Processor, Software
 from effillm_server.contract.job import Lease
 from effillm_server.contract.outcome import (
+    CellMemory,
     ChildRecord,
+    LoadedModel,
     Measured,
     MemoryReading,
     Outcome,
@@ -140,6 +142,19 @@ def measured(held: Lease) -> Measured:
             load_s=0.5, baseline=MemoryReading(ram_bytes=10**8),
         ),
     )  # fmt: skip
+
+
+def as_measured(held: Lease, slower: float, peak_bytes: int, model: LoadedModel) -> Measured:
+    """A measurement of the leased cell that takes `slower` times as long as `measured` and this much memory."""
+    plain = measured(held)
+    samples = tuple(
+        sample.model_copy(update={"timestamps_ns": tuple(round(s0 + slower * (t - s0)) for t in sample.timestamps_ns)})
+        for sample in plain.samples
+        for s0 in sample.timestamps_ns[:1]
+    )
+    memory = CellMemory(peak_prefill=MemoryReading(ram_bytes=peak_bytes, ram_peak_bytes=peak_bytes))
+    child = plain.child.model_copy(update={"loaded_model": model})
+    return plain.model_copy(update={"samples": samples, "memory": memory, "child": child})
 
 
 PROCESSOR = Processor(

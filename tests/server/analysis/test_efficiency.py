@@ -60,6 +60,33 @@ def test_quantization_is_set_against_every_wider_unquantized_precision() -> None
     assert pairs["int4", "fp16"]["memory_reduction_theory"] == 0.75
 
 
+def theory(label: str, **columns: Any) -> float | None:
+    """Memory reduction in theory of a row with this label against fp16."""
+    base, row = invent(Grid(quantization=("fp16", "int8")), noise=EXACT)
+    (entry,) = quantization(cells([base, {**row, "quantization": label, **columns}]), FACTS)
+    reduction: float | None = entry["memory_reduction_theory"]
+    return reduction
+
+
+def test_theory_takes_the_bits_that_the_loaded_model_had_before_those_of_its_label() -> None:
+    # A published three-bit checkpoint, and a plan whose linear layers came out at 5.2 bits.
+    assert theory("gptq", theoretical_bits=3.0) == pytest.approx(1 - 3 / 16)
+    assert theory("gptq") == pytest.approx(1 - 4 / 16)
+    assert theory("dynamic-m0.5", theoretical_bits=5.2) == pytest.approx(1 - 5.2 / 16)
+    assert theory("dynamic-m0.5") == pytest.approx(1 - 8 / 16)
+    assert theory("dynamic-q0.05", theoretical_bits=4.4) == pytest.approx(1 - 4.4 / 16)
+    assert theory("dynamic-q0.05") is None
+
+
+def test_both_sides_shares_of_the_device_stand_beside_each_pair() -> None:
+    base, row = invent(Grid(quantization=("fp32", "int8")), noise=EXACT)
+    row |= {"mbu_decode": 0.1, "mfu_prefill": 0.02, "dequantization_share_decode": 0.3}
+    (entry,) = quantization(cells([{**base, "mbu_decode": 0.6, "mfu_prefill": 0.5}, row]), FACTS)
+    own, theirs = entry["shares"]["own"], entry["shares"]["baseline"]
+    assert (own["mbu_decode"], own["mfu_prefill"], own["dequantization_share_decode"]) == (0.1, 0.02, 0.3)
+    assert (theirs["mbu_decode"], theirs["mfu_prefill"], theirs["dequantization_share_decode"]) == (0.6, 0.5, None)
+
+
 def test_cost_is_throughput_per_dollar_and_dollars_per_million_tokens() -> None:
     prices = {"cpu": Price(purchase_usd=2000, hourly_usd=0.9, source="invoice", date=date(2026, 1, 1))}
     (cell,) = cells(invent(Grid(), noise=EXACT))

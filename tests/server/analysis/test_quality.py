@@ -10,7 +10,7 @@ from scipy import stats
 from effillm_server.analysis.cells import cells
 from effillm_server.analysis.quality import COLUMN_TYPES, columns
 from effillm_server.analysis.rows import AXES, COLUMNS
-from effillm_server.contract.quality import Agreement, Losses, Quality, TimeShares
+from effillm_server.contract.quality import Agreement, Losses, Quality, TaskScore, TimeShares
 
 DRAW = np.random.default_rng(7)
 REFERENCE = tuple(DRAW.normal(2.0, 0.3, 32))
@@ -72,6 +72,18 @@ def test_without_a_reference_there_is_perplexity_but_no_loss_and_the_note_says_w
     assert found["perplexity"] is not None
     assert "quality_loss" not in found
     assert found["quality_note"] == "no agreement: a reason"
+
+
+def test_every_task_is_told_with_its_standard_error_where_there_is_one() -> None:
+    scores = (
+        TaskScore(task="lambada_openai", metric="acc", value=0.38, stderr=0.0488, examples=100),
+        TaskScore(task="riddles", metric="exact_match (strict)", value=0.75),
+    )
+    assert columns(quality(tasks=scores))["tasks"] == [
+        "lambada_openai acc 0.38 ± 0.049",
+        "riddles exact_match (strict) 0.75",
+    ]
+    assert columns(quality())["tasks"] is None
 
 
 def test_a_row_of_before_quality_was_measured_has_no_value() -> None:

@@ -84,6 +84,26 @@ def test_claims_about_precisions_follow_the_measured_ratios(
     assert claim(name, with_speed(rows, precision, factor))["verdict"] == verdict
 
 
+def gptq_rows(label: str, **columns: Any) -> list[dict[str, Any]]:
+    """fp16, int8, int4 and a GPTQ of this label at 1.5 times the speed of fp16."""
+    rows = with_speed(invent(Grid(quantization=("fp16", "int8", "int4", "gptq")), noise=QUIET), "gptq", 1.5)
+    return [{**row, "quantization": label, **columns} if row["quantization"] == "gptq" else row for row in rows]
+
+
+@pytest.mark.parametrize("label", ["gptq", "gptq-b4-g128", "gptq-b4-g64-act", "gptq-b4-gall@texts/ours.txt"])
+def test_four_bit_gptq_counts_by_any_label(label: str) -> None:
+    found = claim("gptq-int4", gptq_rows(label))
+    assert found["verdict"] == CONFIRMED and found["evidence"][0]["text"].startswith(f"{label} runs at 1.8")
+    assert claim("gptq-int8", gptq_rows(label))["verdict"] == REFUTED
+
+
+@pytest.mark.parametrize(
+    ("label", "columns"), [("gptq-b8-g128", {}), ("gptq-b3-g128", {}), ("gptq", {"theoretical_bits": 3.0})]
+)
+def test_gptq_of_other_bits_does_not_count(label: str, columns: dict[str, Any]) -> None:
+    assert claim("gptq-int4", gptq_rows(label, **columns))["evidence"] == []
+
+
 def test_int8_is_a_good_default_unless_something_is_faster_and_smaller() -> None:
     rows = invent(Grid(quantization=("fp16", "int8", "int4")), noise=QUIET)
     assert claim("int8-default", rows)["verdict"] == CONFIRMED
@@ -115,8 +135,8 @@ def test_sockets_are_compared_where_the_fingerprint_counts_them() -> None:
 
 def test_a_claim_the_rows_cannot_judge_is_undecided_and_says_what_it_needs() -> None:
     found = claim("gptq-int4", invent(Grid()))
-    assert found["verdict"] == UNDECIDED and found["needs"] == "one model at gptq and int4"
-    assert found["summary"] == "undecided: needs one model at gptq and int4"
+    assert found["verdict"] == UNDECIDED and found["needs"] == "one model at 4-bit gptq and int4"
+    assert found["summary"] == "undecided: needs one model at 4-bit gptq and int4"
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import pytest
 
 from effillm_server.analysis import dialects
 from effillm_server.analysis.rows import COLUMNS
+from effillm_server.api import partners
 from effillm_server.api import rows as pages_of_rows
-from effillm_server.contract.outcome import Conditions
-from tests.support.api import Api, add_device, finish, lease, measured
+from effillm_server.contract.outcome import Conditions, LoadedModel
+from tests.support.api import Api, add_device, as_measured, finish, lease, measured
 
 
 @pytest.fixture
@@ -48,6 +49,55 @@ def test_the_row_is_computed_from_the_samples(api: Api, sweep_id: str) -> None:
     assert row["throughput_tok_s_mean"] == pytest.approx(2 * row["batch_size"] / 0.03)
     assert row["ttft_s_mean"] == pytest.approx(0.01)
     assert row["iterations"] == 5
+
+
+@pytest.fixture
+def halved(api: Api) -> tuple[str, dict[str, int]]:
+    """A sweep whose int8 takes twice as long as its fp32 in half the memory; its jobs by precision."""
+    sweep = api.submit(batch_size=[1], sequence_length=[128], quantization=["fp32", "int8"])
+    add_device(api.engine)
+    jobs = {}
+    for _ in range(2):
+        held = lease(api.engine)
+        is_int8 = held.cell.quantization == "int8"
+        model = LoadedModel(
+            parameters=100, weight_bytes=100 if is_int8 else 400, bits_per_weight=8 if is_int8 else 32, dtype="float32"
+        )
+        finish(api.engine, held, as_measured(held, 2.0 if is_int8 else 1.0, 10**8 if is_int8 else 2 * 10**8, model))
+        jobs[held.cell.quantization] = held.job_id
+    return str(sweep["id"]), jobs
+
+
+def test_a_row_stands_beside_its_unquantized_partner_in_every_format_and_under_any_filter(
+    api: Api, halved: tuple[str, dict[str, int]]
+) -> None:
+    sweep_id, jobs = halved
+    of = {row["quantization"]: row for row in rows(api, sweep_id)}
+    int8 = of["int8"]
+    assert int8["unquantized_partner"] == "fp32" and int8["job"] == jobs["int8"]
+    assert int8["quantization_efficiency"] == pytest.approx(0.5)
+    assert int8["quantization_efficiency_ci95_low"] < 0.5 < int8["quantization_efficiency_ci95_high"]
+    assert int8["memory_reduction_measured"] == pytest.approx(0.5)
+    assert of["fp32"]["unquantized_partner"] is None and of["fp32"]["quantization_efficiency"] is None
+    path = f"/v1/sweeps/{sweep_id}/results"
+    # The filter leaves the partner out of the answer, not out of the numbers.
+    assert api.http.get(path, params={"filter": "quantization=int8"}).json() == [int8]
+    table = list(csv.DictReader(io.StringIO(api.http.get(path, params={"format": "csv"}).text)))
+    assert [line["quantization_efficiency"] for line in table] == ["", repr(int8["quantization_efficiency"])]
+    # The same numbers as in the analysis, and beside the job alone.
+    (entry,) = api.http.get(f"/v1/sweeps/{sweep_id}/analysis").json()["quantization"]
+    assert entry["efficiency"]["value"] == int8["quantization_efficiency"]
+    assert api.http.get(f"/v1/jobs/{jobs['int8']}").json()["result"]["row"] == int8
+
+
+def test_a_sweep_too_large_to_be_read_twice_keeps_its_rows_without_partners(
+    api: Api, halved: tuple[str, dict[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partners, "MAX_JOBS", 1)
+    assert [row["quantization_efficiency"] for row in rows(api, halved[0])] == [None, None]
+    # One job's partner is looked for by itself.
+    shown = api.http.get(f"/v1/jobs/{halved[1]['int8']}").json()["result"]["row"]
+    assert shown["quantization_efficiency"] == pytest.approx(0.5)
 
 
 def test_csv_has_the_same_names_and_values(api: Api, sweep_id: str) -> None:

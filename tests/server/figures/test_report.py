@@ -99,6 +99,24 @@ def test_quality_stands_in_the_tables_where_it_was_measured_and_nowhere_else(htm
     assert "perplexity" not in html[html.index("<section id='results'>") :]
 
 
+def test_why_a_precision_is_slower_stands_with_both_sides_numbers_where_they_were_measured(html: str) -> None:
+    fp32, int8 = invent(Grid(quantization=("fp32", "int8")))
+    fp32 |= {"mbu_decode": 0.61, "mfu_prefill": 0.52}
+    int8 |= {
+        "mbu_decode": 0.12,
+        "mfu_prefill": 0.07,
+        "dequantization_share_decode": 0.43,
+        "dequantization_share_prefill": 0.09,
+        "throughput_tok_s_mean": 1.0,
+    }
+    written = report(sweep(), [fp32, int8], OPTIONS)
+    part = written[written.index("Why a precision is slower") : written.index("Best batch size")]
+    for cell in ("12%", "61%", "7%", "52%", "43%, 9%"):
+        assert f"<td class='n'>{cell}</td>" in part
+    assert "int8 is slower than fp32 here: 43% of its decoding time" in part
+    assert "Why a precision is slower" not in html
+
+
 def test_it_holds_findings_claims_fits_frontier_validity_hardware_and_results(html: str) -> None:
     for section in (
         "findings",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import html
 import re
 
-from effillm_server.contract.outcome import Exit, Fault, FaultKind
+from effillm_server.contract.outcome import Exit, Fault, FaultKind, LoadedModel
 from effillm_server.contract.parse import parse_definition
+from effillm_server.contract.quality import Agreement, Losses, Quality, TaskScore, TimeShares
 from effillm_server.expand import count
 from tests.server.web.conftest import Lab
-from tests.support.api import add_device, finish, lease
+from tests.support.api import add_device, as_measured, finish, lease
 from tests.support.pages import HOSTILE, Markup
 
 
@@ -68,6 +69,44 @@ def test_a_cell_is_measured_again_and_cancelled_by_its_buttons(lab: Lab) -> None
     assert lab.api.http.post(f"/jobs/{job['id']}/retry", headers=form).status_code == 303
     assert lab.api.jobs(sweep)[0]["state"] == "pending"
     lab.api.http.post(f"/v1/sweeps/{sweep}/cancel")
+
+
+def quantized(label: str) -> LoadedModel:
+    """What a child says of fp32, or of int8 with its quality."""
+    if label == "fp32":
+        return LoadedModel(parameters=100, weight_bytes=400, bits_per_weight=32, dtype="float32")
+    evidence = {"theoretical_bits": 8, "seconds": 1.5, "layers": {"Linear8bitLt": 24}}
+    losses = Losses(nll=(2.0, 2.1), tokens=(300, 300))
+    return LoadedModel(
+        parameters=100, weight_bytes=110, bits_per_weight=8.8, dtype="float32", details={"quantization": evidence},
+        quality=Quality(
+            text="shipped", losses=losses, tasks=(TaskScore(task="riddles", metric="acc", value=0.5, stderr=0.05),), notes=("a note",),
+            agreement=Agreement(
+                reference="m fp32", positions=600, agreeing=540, kl_positions=10, mean_kl=0.1, kl_se=0.01,
+                losses=Losses(nll=(1.9, 2.1), tokens=(300, 300)),
+            ),
+            shares=TimeShares(prompt_tokens=128, decode_steps=8, prefill_dequantization=0.1, decode_dequantization=0.7),
+        ),
+    )  # fmt: skip
+
+
+def test_a_quantized_cell_shows_bits_kernel_time_to_quantize_quality_and_its_partner(lab: Lab) -> None:
+    device = add_device(lab.api.engine)
+    sweep = lab.api.submit(name="stored", batch_size=[1], quantization=["fp32", "int8"])["id"]
+    jobs = {}
+    for _ in range(2):
+        held = lease(lab.api.engine, device)
+        assert held.sweep_id == sweep
+        label = held.cell.quantization
+        jobs[label] = held.job_id
+        finish(lab.api.engine, held, as_measured(held, 1.0 if label == "fp32" else 2.0, 10**8, quantized(label)))
+    shown = {label: Markup.of(lab.page(f"/jobs/{job}")).text for label, job in jobs.items()}
+    for said in ("bits per weight 8.8 8 without scales", "quantized layers Linear8bitLt x 24", "time to quantize 1.5 s",
+                 "speed against fp32 0.5 times", "peak memory against fp32 0% less", "decoding time in dequantization 70% 10% of prefill",
+                 "same next token as unquantized 90.0%", "quality lost 5.13%", "tasks riddles acc 0.5 ± 0.05",
+                 "Why: int8 is slower than fp32 here: 70% of its decoding time", "About quality: a note"):  # fmt: skip
+        assert said in shown["int8"], said
+    assert "bits per weight 32" in shown["fp32"] and "speed against" not in shown["fp32"]
 
 
 def test_what_a_child_wrote_is_shown_as_text(lab: Lab) -> None:

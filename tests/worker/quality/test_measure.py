@@ -90,7 +90,20 @@ def test_synthetic_weights_have_no_quality_and_say_so(root: Path, tmp_path: Path
     found = judged(root, tmp_path, weights="synthetic")
     assert found.losses is None
     assert found.notes == ("synthetic weights are random and have no quality: measure it with weights: pretrained",)
+    assert found.shares is None
     assert not (tmp_path / "quality").exists()
+
+
+@pytest.mark.quantization
+def test_where_the_time_of_quantized_synthetic_weights_goes_is_told_although_they_have_no_quality(
+    root: Path, tmp_path: Path
+) -> None:
+    found = judged(root, tmp_path, "uniform-b4-channel", weights="synthetic")
+    assert found.losses is None and found.agreement is None
+    assert found.notes == ("synthetic weights are random and have no quality: measure it with weights: pretrained",)
+    assert found.shares is not None
+    assert 0 < found.shares.decode_dequantization < 1
+    assert found.shares.prompt_tokens == 128 and found.shares.decode_operations
 
 
 @pytest.mark.parametrize(

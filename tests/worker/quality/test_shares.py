@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from effillm_server.contract.quality import QualityPlan, TimeShares
+from effillm_worker.engines.base import LoadRequest
+from effillm_worker.engines.transformers import TransformersEngine
 from effillm_worker.quality import shares
 from effillm_worker.quantization.codes import UniformLinear, linear_layers, replace, weight_of
 from tests.support.child import TINY_NEOX
+from tests.support.fake_engine import cell
 
 
 @pytest.fixture
@@ -44,3 +49,37 @@ def test_what_a_dequantizing_operation_calls_counts_with_it() -> None:
     outer = Event("bitsandbytes::dequantize_4bit", Event("aten::linear"))
     assert shares._is_dequantizing(Event("aten::mul", outer))
     assert not shares._is_dequantizing(Event("aten::mul", Event("aten::linear")))
+
+
+def profiled(label: str, layer: str, cache: Path) -> TimeShares:
+    """Shares of a tiny model of synthetic weights in real layers of bitsandbytes, as the engine finds them."""
+    wide = TINY_NEOX | {"hidden_size": 256, "intermediate_size": 1024}
+    request = LoadRequest(
+        cell=cell(quantization=label), threads=1, device="cpu", cache_dir=str(cache), architecture=wide
+    )
+    engine = TransformersEngine()
+    engine.start(request)
+    loaded = engine.load(request)
+    found = engine.judge(QualityPlan(), 60.0)
+    engine.unload()
+    assert loaded.details["quantization"]["layers"] == {layer: 8}
+    assert found.losses is None and found.shares is not None
+    return found.shares
+
+
+@pytest.mark.quantization
+def test_int8_of_bitsandbytes_spends_time_on_dequantization_as_operations_of_its_own(tmp_path: Path) -> None:
+    found = profiled("int8", "Linear8bitLt", tmp_path)
+    # It multiplies codes, then rescales the whole numbers that come out: `int8_mm_dequant`, not always among the largest.
+    assert 0 < found.prefill_dequantization < 1
+    assert 0 < found.decode_dequantization < 1
+
+
+@pytest.mark.quantization
+def test_int4_of_bitsandbytes_dequantizes_apart_or_inside_its_product_and_the_names_tell_which(tmp_path: Path) -> None:
+    found = profiled("int4", "Linear4bit", tmp_path)
+    # A processor with bfloat16 products (AVX-512) has one kernel for both; any other unpacks the matrix first.
+    is_fused = "bitsandbytes::gemv_4bit" in found.decode_operations
+    assert is_fused is not ("bitsandbytes::dequantize_4bit" in found.decode_operations)
+    assert (found.decode_dequantization == 0) is is_fused
+    assert (found.prefill_dequantization == 0) is is_fused
