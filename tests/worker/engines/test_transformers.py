@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,7 @@ import torch
 from effillm_server import catalog
 from effillm_worker.engines.base import LoadRequest, Unsupported
 from effillm_worker.engines.transformers import TransformersEngine
-from tests.support.child import TINY_NEOX
+from tests.support.child import REPOSITORY, TINY_NEOX
 from tests.support.fake_engine import cell
 
 
@@ -171,6 +174,37 @@ def test_framework_says_how_it_was_built_and_set(cache: Path) -> None:
     assert environment.threads["intra_op"] == torch.get_num_threads() == 1
     assert environment.threads["inter_op"] == torch.get_num_interop_threads() == 1
     assert environment.blas
+
+
+TWO_THREADS = """
+import json, sys
+from effillm_worker.engines.base import LoadRequest
+from effillm_worker.engines.transformers import TransformersEngine
+from effillm_worker.measure.software import software
+from tests.support.child import TINY_NEOX
+from tests.support.fake_engine import cell
+
+request = LoadRequest(cell=cell(), threads=2, device="cpu", cache_dir=sys.argv[1], architecture=TINY_NEOX)
+environment = TransformersEngine().start(request)
+import torch
+
+own = {"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()}
+print(json.dumps([own, environment.threads, software(environment).threads]))
+"""
+
+
+def test_two_threads_work_on_one_operation_and_one_operation_runs_at_a_time(cache: Path) -> None:
+    """Caught here: inter-op and intra-op threads swapped, in what is set or in what is said of it.
+
+    A process of its own: torch takes the number of inter-op threads once, and another test may have set it.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_THREADS, str(cache)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    own, said, recorded = json.loads(done.stdout.splitlines()[-1])
+    assert own == said == {"intra_op": 2, "inter_op": 1}
+    assert (recorded["intra_op"], recorded["inter_op"], recorded["OMP_NUM_THREADS"]) == (2, 1, "2")
 
 
 def test_local_folder_is_loaded_by_the_same_path(cache: Path, tmp_path: Path, engine: TransformersEngine) -> None:
