@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from effillm_server.contract.outcome import CellMemory, Phase, Sample, StopReason
+from effillm_server.contract.sweep import MIN_ITERATIONS
 from effillm_server.contract.timeline import e2e_s, ttft_s
 from effillm_worker.engines.base import Batch, Engine
 from effillm_worker.measure.budget import Budget
@@ -89,7 +90,8 @@ class Session:
                 self.budget.check_minimum(warmed_up=plan.warmup.min, measured=done)
                 reason = StopReason.TIME_BUDGET
                 break
-            sample = self.iterate(Phase.MEASURED, done, self.prompts.batch(done), stopping.limits.most)
+            at_most = max(done + 1, stopping.limits.most)
+            sample = self.iterate(Phase.MEASURED, done, self.prompts.batch(done), at_most)
             self.budget.learn(e2e_s(sample.timestamps_ns), ttft_s(sample.timestamps_ns))
             reason = stopping.add(e2e_s(sample.timestamps_ns))
         self._mark(first, stopping)
@@ -170,6 +172,12 @@ class Session:
         count, per_pass = len(stopping.e2e_s), self.prompts.per_pass
         if count % per_pass:
             self.warnings.append("partial_pass")
+        whole = count - count % per_pass or count  # statistics are over whole passes, where there is one
+        left_out = sum(stopping.marked[:whole])
+        if whole - left_out < MIN_ITERATIONS:
+            self.warnings.append(
+                f"few_iterations: {whole - left_out} count ({left_out} of {whole} marked), limit {MIN_ITERATIONS}"
+            )
         self.details |= {
             "passes": count / per_pass,
             "relative_half_width": stopping.relative_half_width,

@@ -126,6 +126,25 @@ def test_measuring_stops_at_the_maximum_when_the_interval_stays_wide() -> None:
     assert record.stop_reason is StopReason.MAX_ITERATIONS
 
 
+def test_two_outliers_in_a_plan_of_six_are_replaced_until_five_iterations_count() -> None:
+    slow = {7: 0.5, 8: 0.6}
+    engine = FakeEngine(step_s=lambda generation: slow.get(generation, 0.1 + 0.0001 * (generation % 3)))
+    record, channel = session(engine, {"iterations": {"min": 5, "max": 6}})
+    marks = [sample.outlier for sample in of(record, Phase.MEASURED)]
+    assert marks == [False] * 4 + [True, True, False]
+    assert record.warnings == ()
+    assert len(of(record, Phase.TTFT)) == 7
+    assert all(progress.iteration < progress.at_most for progress in channel.reports.progress())
+
+
+def test_a_result_that_rests_on_fewer_than_five_iterations_says_so() -> None:
+    slow = {7: 0.5, 8: 0.9, 9: 1.7}
+    engine = FakeEngine(step_s=lambda generation: slow.get(generation, 0.1 + 0.0001 * (generation % 3)))
+    record, _ = session(engine, {"iterations": {"min": 5, "max": 5}})
+    assert len(of(record, Phase.MEASURED)) == 7
+    assert record.warnings == ("few_iterations: 4 count (3 of 7 marked), limit 5",)
+
+
 def test_time_budget_ends_measuring_with_enough_left_for_first_tokens_and_memory() -> None:
     engine = FakeEngine(step_s=lambda generation: 1.0 + 0.2 * (generation % 3))
     record, _ = session(
