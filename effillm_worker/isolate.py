@@ -149,7 +149,7 @@ class Child:
         if not isinstance(answer, CellRecord):
             return self._failure(answer, f"batch {run.cell.batch_size} of {run.cell.model}", deadline_s)
         self.record = self.record.model_copy(update={"cells_measured": self.record.cells_measured + 1})
-        return self._witness.measured(answer, self._opened, self.record)
+        return self._witness.measured(answer, self._opened, self.record, run.cell.quantization)
 
     def judge(self, judge: Judge, deadline_s: float) -> Quality:
         """The quality of the loaded weights, kept in the child's record from now on; why there is none, when the child ended.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from effillm_server.contract.fingerprint import DeviceDeclaration, Fingerprint
 from effillm_server.contract.outcome import CellMemory, ChildRecord, Conditions, Measured, MemoryReading
+from effillm_server.contract.quantization import bits_of
 from effillm_worker.messages import CellRecord, Opened, Stage
 from effillm_worker.meters.account import Mapped, account
 from effillm_worker.meters.conditions import Watch
@@ -104,15 +105,15 @@ class Witness:
         if hasattr(self, "watch"):
             self.watch.close()
 
-    def measured(self, record: CellRecord, opened: Opened, child: ChildRecord) -> Measured:
-        """The complete result of a cell the child has measured."""
+    def measured(self, record: CellRecord, opened: Opened, child: ChildRecord, quantization: str) -> Measured:
+        """The complete result of a cell of this quantization that the child has measured."""
         conditions = Conditions(not_watched={"all": SIMULATED}) if opened.simulated else self.watch.conditions()
         verdict, reasons = judge(conditions, self.instruments.kind, record.warnings)
         energy_j, energy_source = self._energy(record, simulated=opened.simulated)
         return Measured(
             samples=record.samples,
             stop_reason=record.stop_reason,
-            memory=self._memory(record, opened, child),
+            memory=self._memory(record, opened, child, _bits(opened, quantization)),
             energy_j=energy_j,
             energy_source=energy_source,
             conditions=conditions,
@@ -135,7 +136,7 @@ class Witness:
             else (joules, source)
         )
 
-    def _memory(self, record: CellRecord, opened: Opened, child: ChildRecord) -> CellMemory:
+    def _memory(self, record: CellRecord, opened: Opened, child: ChildRecord, bits: float | None) -> CellMemory:
         """Readings from outside; those a simulated engine declares come first."""
         said = record.memory
         seen = CellMemory(
@@ -147,7 +148,7 @@ class Witness:
             peak_decode=first.peak_decode or second.peak_decode,
             steady=first.steady or second.steady,
         )
-        lines = account(opened.model, said.account, child.baseline, child.loaded, chosen.peak, self._mapped())
+        lines = account(opened.model, said.account, child.baseline, child.loaded, chosen.peak, self._mapped(), bits)
         return chosen.model_copy(update={"account": lines})
 
     def _mapped(self) -> Mapped:
@@ -165,3 +166,9 @@ class Witness:
             return reading
         note = f"{reading.ram_source}; the kernel did not allow resetting the mark: peak since the child began"
         return reading.model_copy(update={"ram_source": note})
+
+
+def _bits(opened: Opened, quantization: str) -> float | None:
+    """Bits of one weight in theory: a published checkpoint's own, else those of the label."""
+    own: float | None = (opened.model.details.get("quantization") or {}).get("theoretical_bits")
+    return bits_of(quantization) if own is None else own

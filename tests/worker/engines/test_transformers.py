@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 
 from effillm_server import catalog
 from effillm_worker.engines.base import LoadRequest, Unsupported
+from effillm_worker.engines.cache import held_bytes
 from effillm_worker.engines.transformers import TransformersEngine
 from tests.support.child import REPOSITORY, TINY_NEOX
 from tests.support.fake_engine import cell
@@ -149,6 +151,40 @@ def test_grouped_heads_make_the_predicted_cache_smaller(cache: Path) -> None:
     engine, request = start(cache, architecture=llama, model="lab/llama", quantization="bf16", dtype="bfloat16")
     assert engine.load(request).bits_per_weight == 16.0
     assert engine.kv_cache_bytes(3, 10) == 2 * 2 * 2 * 8 * 10 * 3 * 2
+
+
+@pytest.mark.parametrize("tokens", [1, 6])
+def test_the_cache_is_counted_from_its_tensors_as_large_as_the_prediction_and_only_inside_the_context(
+    engine: TransformersEngine, tokens: int
+) -> None:
+    with engine.counting_cache() as count:
+        generate(engine, [[5, 6, 7]] * 2, tokens)
+    held = count.bytes
+    assert held == engine.kv_cache_bytes(2, 3 + tokens - 1)
+    generate(engine, [[5, 6, 7]] * 4, tokens)
+    assert count.bytes == held
+
+
+def test_what_is_counted_is_the_cache_and_not_its_prediction(engine: TransformersEngine) -> None:
+    with torch.no_grad(), engine.counting_cache() as count:
+        engine._model(torch.ones(2, 11, dtype=torch.long), use_cache=True)
+        assert count.bytes == engine.kv_cache_bytes(2, 11)
+        engine._model(torch.ones(2, 11, dtype=torch.long), use_cache=False)
+        assert count.bytes is None
+
+
+def test_caches_of_earlier_transformers_are_counted_too() -> None:
+    keys, values = [torch.zeros(2, 4, 11, 16) for _ in range(3)], [torch.zeros(2, 4, 11, 16) for _ in range(3)]
+    expected = 6 * 2 * 4 * 11 * 16 * 4
+    assert held_bytes(SimpleNamespace(key_cache=keys, value_cache=values)) == expected
+    assert held_bytes(tuple(zip(keys, values, strict=True))) == expected
+
+
+def test_storages_that_are_shared_count_once_and_what_is_no_cache_is_unknown() -> None:
+    fused = torch.zeros(2, 3, 8)
+    assert held_bytes(((fused[..., :4], fused[..., 4:]),)) == fused.nbytes
+    assert held_bytes(None) is None
+    assert held_bytes(()) is None
 
 
 def test_ordinary_tokens_leave_out_the_special_ones(engine: TransformersEngine) -> None:
