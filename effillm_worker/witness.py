@@ -55,10 +55,14 @@ class Instruments:
 
 @dataclass
 class Witness:
-    """One child seen from outside. `stages` holds the latest reading of each stage, `steady` all of the present cell."""
+    """One child seen from outside. `stages` holds the latest reading of each stage, `steady` all of the present cell.
+
+    `network` says which one the child has: `none`, or `host` and why where none was wanted.
+    """
 
     instruments: Instruments
     pid: int
+    network: str = "host"
     stages: dict[str, MemoryReading] = field(default_factory=dict)
     steady: list[MemoryReading] = field(default_factory=list)
     mapped: dict[str, int | None] = field(default_factory=dict)
@@ -123,7 +127,7 @@ class Witness:
             child=child,
             simulated=opened.simulated,
             prompts=record.prompts,
-            details=record.details,
+            details=record.details | {"network": self.network},
         )
 
     def _energy(self, record: CellRecord, *, simulated: bool) -> tuple[float | None, str]:

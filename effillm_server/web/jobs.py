@@ -95,7 +95,9 @@ def _result(job: JobDetail) -> dict[str, Any]:
             (words.label(name), found, predicted)
             for name, found, predicted in beside((measurement.get("memory") or {}).get("account") or {})
         ],
-        "conditions": _facts(conditions.get("watched") or {}),
+        "conditions": _facts(
+            {"network": (measurement.get("details") or {}).get("network")} | (conditions.get("watched") or {})
+        ),
         "not_watched": [(words.label(name), why) for name, why in (conditions.get("not_watched") or {}).items()],
         "fingerprint": _fingerprint(measurement.get("fingerprint") or {}),
     }
