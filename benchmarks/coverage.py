@@ -1,6 +1,7 @@
-"""What the 95 % intervals cover on simulated series, and what the stopping rule does to them.
+"""What the 95 % intervals cover on simulated series, and what the stopping rules do to them.
 
-Prints the table that docs/statistics.md states. `python benchmarks/coverage.py [--runs N]`.
+Prints the tables that docs/statistics.md states, and behind them what docs/measured.md states of the rule by which
+benchmarks/fidelity.py adds pairs. `python benchmarks/coverage.py [--runs N]`, some ten minutes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ import argparse
 import json
 
 from tests.support.coverage import SERIES, fixed_coverage, stopped_coverage
+from tests.support.pairs import NOISE, simulate
+
+# Equal; well inside the bounds of 0.98 and 1.02; near one; at it; outside.
+TRUTHS = (1.0, 0.99, 0.985, 0.98, 0.975)
 
 
 def main() -> None:
@@ -23,8 +28,16 @@ def main() -> None:
             "marked left out, n = 10": fixed_coverage(name, 10, runs, exclude=True),
             "marked left out, n = 30": fixed_coverage(name, 30, runs, exclude=True),
             "stopping rule, 10 to 30": stopped_coverage(name, max(runs // 4, 500)),
+            "stopping rule, 5 to 6": stopped_coverage(name, max(runs // 4, 500), least=5, most=6),
         }
     print(json.dumps(table, indent=1))
+    for noise in NOISE:
+        for truth in TRUTHS:
+            print(
+                json.dumps(
+                    {"pairs": noise, "true ratio": truth} | simulate(noise, truth, max(runs // 20, 100)).shares()
+                )
+            )
 
 
 if __name__ == "__main__":
