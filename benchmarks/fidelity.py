@@ -43,6 +43,7 @@ BLOCK = 1
 FIRST_TOKENS = 5
 FEWEST_PAIRS = 20
 HALF_WIDTH = 0.01
+NORMAL_975 = float(stats.norm.ppf(0.975))
 INSIDE = (0.98, 1.02)
 # What each ratio's interval must lie within. `wall_s` less 1 is the probe overhead: below 1 %, and no bound to being faster.
 WITHIN = {"throughput_tok_s": INSIDE, "ttft_s": INSIDE, "wall_s": (0.0, 1.01)}
@@ -74,11 +75,7 @@ class Comparison:
     def is_decided(self, name: str) -> bool:
         """Whether this figure's interval is tight enough and on one side of each bound."""
         values = self.logarithms[name]
-        if len(values) < FEWEST_PAIRS:
-            return False
-        ratio = pseudo_median(values)
-        straddles = any(ratio.low < bound < ratio.high for bound in WITHIN[name])
-        return ratio.half_width <= HALF_WIDTH and not straddles
+        return len(values) >= FEWEST_PAIRS and settles(pseudo_median(values), WITHIN[name])
 
     @property
     def decided(self) -> bool:
@@ -106,6 +103,15 @@ class Comparison:
         }
 
 
+def settles(ratio: Ratio, within: tuple[float, float]) -> bool:
+    """Whether no more pairs are needed: the interval is tight and no bound lies inside it.
+
+    Looked at after every pair, so a decided interval is chosen for being clear of the bounds. What it is then worth is
+    simulated by benchmarks/coverage.py: docs/measured.md.
+    """
+    return ratio.half_width <= HALF_WIDTH and not any(ratio.low < bound < ratio.high for bound in within)
+
+
 def pseudo_median(logarithms: Sequence[float]) -> Ratio:
     """Hodges-Lehmann estimate and signed-rank 95 % interval (normal approximation, 20 pairs or more) of paired ratios.
 
@@ -115,10 +121,15 @@ def pseudo_median(logarithms: Sequence[float]) -> Ratio:
     values, count = np.asarray(logarithms, float), len(logarithms)
     if count < FEWEST_PAIRS:
         return Ratio.of(logarithms) if count > 1 else Ratio(math.exp(logarithms[0]), 0.0, math.inf)
-    means = np.sort(((values[:, None] + values[None, :]) / 2)[np.triu_indices(count)])
-    spread = float(stats.norm.ppf(0.975)) * math.sqrt(count * (count + 1) * (2 * count + 1) / 24)
+    return of_means(np.sort(((values[:, None] + values[None, :]) / 2)[np.triu_indices(count)]), count)
+
+
+def of_means(means: Any, count: int) -> Ratio:
+    """The same from the sorted means of all pairs of `count` logarithms, each with itself among them."""
+    spread = NORMAL_975 * math.sqrt(count * (count + 1) * (2 * count + 1) / 24)
     cut = max(0, math.floor(count * (count + 1) / 4 - spread))
-    return Ratio(math.exp(np.median(means)), math.exp(means[cut]), math.exp(means[-1 - cut]))
+    median = (means[(len(means) - 1) // 2] + means[len(means) // 2]) / 2
+    return Ratio(math.exp(median), math.exp(means[cut]), math.exp(means[-1 - cut]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

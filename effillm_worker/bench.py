@@ -217,13 +217,18 @@ class Bench:
             memory_limit_bytes=int(fingerprint.memory_bytes() * MEMORY_SHARE),
             load_group=lease.load_group,
             environment=self._hub_token(lease.cell),
+            network=self._downloads(lease.cell),
         )
+
+    def _downloads(self, cell: Cell) -> bool:
+        """Whether this cell's child has to ask the model hub for files; nothing else it does needs a network."""
+        root = self._settings.model_root
+        return downloads(cell, None if root is None else str(root.absolute()))
 
     def _hub_token(self, cell: Cell) -> dict[str, str]:
         """The operator's token for the model hub, for a child that must download, and nothing for any other."""
         token = os.environ.get("HF_TOKEN")
-        root = self._settings.model_root
-        return {"HF_TOKEN": token} if token and downloads(cell, None if root is None else str(root.absolute())) else {}
+        return {"HF_TOKEN": token} if token and self._downloads(cell) else {}
 
     def _opening(self, lease: Lease) -> Open:
         facts = load().models.get(lease.cell.model)

@@ -42,6 +42,9 @@ from effillm_worker.meters.nvml import NvmlError
 from effillm_worker.witness import Instruments, Witness
 
 CHILD_MODULE = "effillm_worker"
+LEAVE_NETWORK = Path(__file__).with_name("offline.py")
+# Said to the libraries too: where the kernel keeps the child on the network, they do not use it.
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
 IDLE_GPU_BYTES = 10**9  # driver and display hold some hundred megabytes of an idle GPU
 
 Answer = Opened | CellRecord | Judged | Closed | Refused | Failed
@@ -55,7 +58,8 @@ class DeviceBusy(Exception):
 @dataclass(frozen=True)
 class ChildSpec:
     """What a child is started with. `command` stands for the interpreter and module when given; `hang_s` is how long the
-    progress counter may stand still, at least: 20 times the cell's own longest gap between tokens is always allowed."""
+    progress counter may stand still, at least: 20 times the cell's own longest gap between tokens is always allowed. Without
+    `network` it has none, where the kernel lets it go without."""
 
     device: DeviceDeclaration
     interpreter: str
@@ -67,6 +71,7 @@ class ChildSpec:
     command: tuple[str, ...] | None = None
     load_group: str = ""
     hang_s: float = 60.0
+    network: bool = True
 
     def order(self, groups: limits.Groups) -> dict[str, Any]:
         """The supervisor's orders."""
@@ -79,13 +84,14 @@ class ChildSpec:
             "memory_limit_bytes": self.memory_limit_bytes,
             "cgroups": [str(group) for group in groups.all],
             "memory_cgroup": str(groups.memory) if groups.memory else None,
+            "offline": None if self.network else str(LEAVE_NETWORK),
         }
 
 
 class Child:
     """A measuring child. One thread opens, runs and closes it; `cancel` and `is_alive` may be used from any other."""
 
-    def __init__(self, spec: ChildSpec, link: Link, groups: limits.Groups, record: ChildRecord) -> None:
+    def __init__(self, spec: ChildSpec, link: Link, groups: limits.Groups, record: ChildRecord, network: str) -> None:
         """Use `Child.start`."""
         self.spec = spec
         self.pid = record.pid
@@ -93,7 +99,8 @@ class Child:
         self.on_progress: Callable[[Progress], None] | None = None
         self._link = link
         self._groups = groups
-        self._witness = Witness(Instruments.of(spec.device), record.pid)
+        self.network = network
+        self._witness = Witness(Instruments.of(spec.device), record.pid, network)
         self._opened: Opened | None = None
         self._cancelled = threading.Event()
 
@@ -101,7 +108,8 @@ class Child:
     def start(cls, spec: ChildSpec) -> Child:
         """A running child that holds the device. Raises DeviceBusy, and OSError when no process can be started."""
         child_id = uuid.uuid4().hex
-        environment = child_environment(spec.threads, spec.device.gpu_uuid, spec.environment)
+        extra = spec.environment if spec.network else {**spec.environment, **OFFLINE}
+        environment = child_environment(spec.threads, spec.device.gpu_uuid, extra)
         for folder in (spec.lock_dir, spec.work_dir):
             folder.mkdir(parents=True, exist_ok=True)
         groups = limits.prepare(child_id[:16], spec.memory_limit_bytes)
@@ -120,7 +128,7 @@ class Child:
             groups.remove()
             raise
         record = ChildRecord(id=child_id, load_group=spec.load_group, pid=greeting["pid"], started_at=_now())
-        return cls(spec, link, groups, record)
+        return cls(spec, link, groups, record, greeting.get("network", "host"))
 
     def open(self, opening: Open, deadline_s: float) -> ChildRecord | Failure:
         """Load the model; the child's record so far, or why it could not. After anything but a record the child is ended."""
@@ -149,7 +157,7 @@ class Child:
         if not isinstance(answer, CellRecord):
             return self._failure(answer, f"batch {run.cell.batch_size} of {run.cell.model}", deadline_s)
         self.record = self.record.model_copy(update={"cells_measured": self.record.cells_measured + 1})
-        return self._witness.measured(answer, self._opened, self.record)
+        return self._witness.measured(answer, self._opened, self.record, run.cell.quantization)
 
     def judge(self, judge: Judge, deadline_s: float) -> Quality:
         """The quality of the loaded weights, kept in the child's record from now on; why there is none, when the child ended.

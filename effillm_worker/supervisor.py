@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import resource
+import runpy
 import select
 import signal
 import sys
@@ -294,10 +295,10 @@ def become_child(order: dict[str, Any], supervisor: int, log: int, answer: int) 
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     report = {"limit": limit_memory(order), "affinity": set_affinity(order["processors"])}
+    report["network"] = runpy.run_path(order["offline"], run_name="__main__")["network"] if order["offline"] else "host"
     write(Path("/proc/self/oom_score_adj"), "1000")  # should the box run out, this process goes first
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file of a loaded model fills the disk
-    null = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((null, 0), (log, 1), (log, 2)):
+    for source, target in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     for name in ("command", "report", "progress"):
         if order["fds"].get(name) is not None:

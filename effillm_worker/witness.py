@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from effillm_server.contract.fingerprint import DeviceDeclaration, Fingerprint
 from effillm_server.contract.outcome import CellMemory, ChildRecord, Conditions, Measured, MemoryReading
+from effillm_server.contract.quantization import bits_of
 from effillm_worker.messages import CellRecord, Opened, Stage
 from effillm_worker.meters.account import Mapped, account
 from effillm_worker.meters.conditions import Watch
@@ -54,10 +55,14 @@ class Instruments:
 
 @dataclass
 class Witness:
-    """One child seen from outside. `stages` holds the latest reading of each stage, `steady` all of the present cell."""
+    """One child seen from outside. `stages` holds the latest reading of each stage, `steady` all of the present cell.
+
+    `network` says which one the child has: `none`, or `host` and why where none was wanted.
+    """
 
     instruments: Instruments
     pid: int
+    network: str = "host"
     stages: dict[str, MemoryReading] = field(default_factory=dict)
     steady: list[MemoryReading] = field(default_factory=list)
     mapped: dict[str, int | None] = field(default_factory=dict)
@@ -104,15 +109,15 @@ class Witness:
         if hasattr(self, "watch"):
             self.watch.close()
 
-    def measured(self, record: CellRecord, opened: Opened, child: ChildRecord) -> Measured:
-        """The complete result of a cell the child has measured."""
+    def measured(self, record: CellRecord, opened: Opened, child: ChildRecord, quantization: str) -> Measured:
+        """The complete result of a cell of this quantization that the child has measured."""
         conditions = Conditions(not_watched={"all": SIMULATED}) if opened.simulated else self.watch.conditions()
         verdict, reasons = judge(conditions, self.instruments.kind, record.warnings)
         energy_j, energy_source = self._energy(record, simulated=opened.simulated)
         return Measured(
             samples=record.samples,
             stop_reason=record.stop_reason,
-            memory=self._memory(record, opened, child),
+            memory=self._memory(record, opened, child, _bits(opened, quantization)),
             energy_j=energy_j,
             energy_source=energy_source,
             conditions=conditions,
@@ -122,7 +127,7 @@ class Witness:
             child=child,
             simulated=opened.simulated,
             prompts=record.prompts,
-            details=record.details,
+            details=record.details | {"network": self.network},
         )
 
     def _energy(self, record: CellRecord, *, simulated: bool) -> tuple[float | None, str]:
@@ -135,7 +140,7 @@ class Witness:
             else (joules, source)
         )
 
-    def _memory(self, record: CellRecord, opened: Opened, child: ChildRecord) -> CellMemory:
+    def _memory(self, record: CellRecord, opened: Opened, child: ChildRecord, bits: float | None) -> CellMemory:
         """Readings from outside; those a simulated engine declares come first."""
         said = record.memory
         seen = CellMemory(
@@ -147,7 +152,7 @@ class Witness:
             peak_decode=first.peak_decode or second.peak_decode,
             steady=first.steady or second.steady,
         )
-        lines = account(opened.model, said.account, child.baseline, child.loaded, chosen.peak, self._mapped())
+        lines = account(opened.model, said.account, child.baseline, child.loaded, chosen.peak, self._mapped(), bits)
         return chosen.model_copy(update={"account": lines})
 
     def _mapped(self) -> Mapped:
@@ -165,3 +170,9 @@ class Witness:
             return reading
         note = f"{reading.ram_source}; the kernel did not allow resetting the mark: peak since the child began"
         return reading.model_copy(update={"ram_source": note})
+
+
+def _bits(opened: Opened, quantization: str) -> float | None:
+    """Bits of one weight in theory: a published checkpoint's own, else those of the label."""
+    own: float | None = (opened.model.details.get("quantization") or {}).get("theoretical_bits")
+    return bits_of(quantization) if own is None else own

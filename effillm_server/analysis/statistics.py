@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
+# What the interval of mean throughput covers once measuring has stopped by its own rule, marked iterations left out, where
+# iterations are independent and normal: simulated by benchmarks/coverage.py.
+STOPPED_COVERAGE = 0.91
 PERCENTILES = (50, 90, 95, 99)
 OUTLIER_THRESHOLD = 3.5
 # 0.6745 = the normal distribution's third quartile: MAD / 0.6745 estimates sigma. 1.2533 = sqrt(pi / 2) does so for the

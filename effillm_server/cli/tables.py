@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from effillm_server.cli import evidence
+from effillm_server.cli import evidence, memory
 from effillm_server.cli.render import (
     ago,
     bytes_or_blank,
@@ -91,6 +91,7 @@ def job(record: Record) -> None:
         }
     )  # fmt: skip
     evidence.show(record)
+    memory.show(record)
     attempts: Sequence[Record] = record.get("attempts") or ()
     if not attempts:
         return

@@ -10,6 +10,7 @@ import altair as alt
 
 from effillm_server.analysis.cells import Cell, label
 from effillm_server.analysis.facts import Facts
+from effillm_server.analysis.statistics import STOPPED_COVERAGE
 from effillm_server.figures.theme import MAX_SERIES, SHAPES, THEMES, Theme, config
 from effillm_server.figures.view import Options, View, in_precision_order, wrap
 
@@ -158,7 +159,8 @@ def bars_mean(data: Sequence[Point], facts: Facts) -> str:
     iterations = _span({p["iterations"] for p in drawn})
     return (
         f"bars: 95 % interval of the mean over {iterations} iterations of one process; processes differ by about "
-        f"{100 * facts.process_sd:.0f} % beyond that"
+        f"{100 * facts.process_sd:.0f} % beyond that; measured until narrow and outliers left out, it covers about "
+        f"{100 * STOPPED_COVERAGE:.0f} %"
     )
 
 

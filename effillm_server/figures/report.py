@@ -12,6 +12,7 @@ import vl_convert
 
 from effillm_server.analysis.cells import label, select
 from effillm_server.analysis.recommend import AIMS, Constraints, recommend
+from effillm_server.analysis.statistics import STOPPED_COVERAGE
 from effillm_server.analysis.study import analyse
 from effillm_server.analysis.words import number, percent, plural
 from effillm_server.errors import BadInput
@@ -37,6 +38,11 @@ SECTIONS = (
     "results",
 )
 MOST_MODELS = 20
+INTERVALS = (
+    f"Intervals of one process are 95 % intervals by name. Measuring stops when they are narrow, and iterations marked as outliers "
+    f"are left out: simulated, they then hold the truth in about {100 * STOPPED_COVERAGE:.0f} % of cells where iterations are independent "
+    "and normal, in about 70 % where neighbours are correlated or the times skewed (docs/statistics.md)."
+)
 POINT_COLUMNS = (
     "series",
     "model",
@@ -159,7 +165,8 @@ def _figures(rows: list[Row], options: Options, interactive: bool) -> str:
         drawn.append(
             f"<figure id='{name}'>{picture}<figcaption><b>{escape(heading)}</b><br>{caption}{_points(spec)}</figcaption></figure>"
         )
-    return section("figures", "Figures", "".join(drawn) + "".join(missing))
+    note = f"<p class='muted'>{escape(INTERVALS)}</p>" if drawn else ""
+    return section("figures", "Figures", note + "".join(drawn) + "".join(missing))
 
 
 def _points(spec: Mapping[str, Any]) -> Raw:

@@ -15,6 +15,7 @@ from effillm_server.api import sweeps
 from effillm_server.api.auth import Reader, Submitter, may_change
 from effillm_server.api.services import JobId, Served
 from effillm_server.api.views import JobDetail, SweepView
+from effillm_server.contract.account import beside
 from effillm_server.contract.job import Cell
 from effillm_server.contract.sweep import MeasurementPlan, Weights
 from effillm_server.web import timeline, words
@@ -91,11 +92,12 @@ def _result(job: JobDetail) -> dict[str, Any]:
         "iterations": timeline.iterations(job.result.samples, job.cell.batch_size),
         "memory": _memory(measurement, job.result.child or measurement.get("child") or {}),
         "account": [
-            (words.label(name), count)
-            for name, count in ((measurement.get("memory") or {}).get("account") or {}).items()
-            if count is not None
+            (words.label(name), found, predicted)
+            for name, found, predicted in beside((measurement.get("memory") or {}).get("account") or {})
         ],
-        "conditions": _facts(conditions.get("watched") or {}),
+        "conditions": _facts(
+            {"network": (measurement.get("details") or {}).get("network")} | (conditions.get("watched") or {})
+        ),
         "not_watched": [(words.label(name), why) for name, why in (conditions.get("not_watched") or {}).items()],
         "fingerprint": _fingerprint(measurement.get("fingerprint") or {}),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
@@ -130,6 +130,27 @@ class Engine(Protocol):
     def unload(self) -> None:
         """Drop the model, collect garbage, empty the allocator's cache."""
         ...
+
+
+@dataclass
+class CacheCount:
+    """Bytes of the key-value cache after the latest forward pass; None before the first and where they cannot be counted."""
+
+    bytes: int | None = None
+
+
+@runtime_checkable
+class CountingCache(Protocol):
+    """What an engine can do besides whose cache is made of tensors that it can see."""
+
+    def counting_cache(self) -> AbstractContextManager[CacheCount]:
+        """A context in which the cache is counted after every forward pass: never in a timed iteration."""
+        ...
+
+
+def counting_cache(engine: Engine) -> AbstractContextManager[CacheCount]:
+    """The engine's own count, or one that stays None."""
+    return engine.counting_cache() if isinstance(engine, CountingCache) else nullcontext(CacheCount())
 
 
 @runtime_checkable

@@ -16,7 +16,8 @@ from effillm_server.contract.evidence import Quantized
 from effillm_server.contract.outcome import LoadedModel
 from effillm_server.contract.quality import Quality, QualityPlan
 from effillm_worker import weights
-from effillm_worker.engines.base import Batch, Environment, LoadRequest, Unsupported
+from effillm_worker.engines import cache
+from effillm_worker.engines.base import Batch, CacheCount, Environment, LoadRequest, Unsupported
 from effillm_worker.engines.checkpoint import disk_bytes, dtype_argument, identity
 from effillm_worker.engines.clock import Clock, EventClock, ProcessorClock
 from effillm_worker.engines.rehearsal import rehearse
@@ -170,6 +171,9 @@ class TransformersEngine:
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         return int(2 * layers * kv_heads * size * tokens * batch_size * self._model.dtype.itemsize)
+
+    def counting_cache(self) -> AbstractContextManager[CacheCount]:
+        return cache.counting(self._model)
 
     def context_window(self) -> int | None:
         found = getattr(self._text_config, "max_position_embeddings", None)

@@ -8,9 +8,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from effillm_server.contract.account import Line
 from effillm_server.contract.outcome import CellMemory, Phase, Sample, StopReason
+from effillm_server.contract.sweep import MIN_ITERATIONS
 from effillm_server.contract.timeline import e2e_s, ttft_s
-from effillm_worker.engines.base import Batch, Engine
+from effillm_worker.engines.base import Batch, Engine, counting_cache
 from effillm_worker.measure.budget import Budget
 from effillm_worker.measure.channel import Channel
 from effillm_worker.measure.prompts import Prompts, prepare
@@ -57,6 +59,7 @@ class Session:
     budget: Budget
     heap: HeapStages = field(default_factory=HeapStages)
     heap_peak: HeapPeak = field(default_factory=HeapPeak)
+    cache_bytes: int | None = None
     samples: list[Sample] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +92,8 @@ class Session:
                 self.budget.check_minimum(warmed_up=plan.warmup.min, measured=done)
                 reason = StopReason.TIME_BUDGET
                 break
-            sample = self.iterate(Phase.MEASURED, done, self.prompts.batch(done), stopping.limits.most)
+            at_most = max(done + 1, stopping.limits.most)
+            sample = self.iterate(Phase.MEASURED, done, self.prompts.batch(done), at_most)
             self.budget.learn(e2e_s(sample.timestamps_ns), ttft_s(sample.timestamps_ns))
             reason = stopping.add(e2e_s(sample.timestamps_ns))
         self._mark(first, stopping)
@@ -117,8 +121,12 @@ class Session:
             pauses.on_token(token)
 
         pauses.begin()
-        with self.engine.each_operation(on_operation) if on_processor else nullcontext():
+        with (
+            self.engine.each_operation(on_operation) if on_processor else nullcontext(),
+            counting_cache(self.engine) as cache,
+        ):
             self.iterate(Phase.MEMORY, 0, self.prompts.largest, 1, on_token)
+        self.cache_bytes = cache.bytes
 
     def record(self, stop_reason: StopReason) -> CellRecord:
         """Everything seen, raw."""
@@ -144,22 +152,23 @@ class Session:
         return sample
 
     def _account(self) -> dict[str, int | None]:
-        """What only this side can say of memory: the predicted cache, and on a CPU what the heap grew by.
+        """What only this side can say of memory: the cache as counted and as predicted, and on a CPU what the heap grew by.
 
         The last token's keys and values are never computed, so the cache ends one short of prompt and generated tokens.
         """
         cell, longest = self.run.cell, max(self.prompts.largest.lengths)
-        cache = self.engine.kv_cache_bytes(cell.batch_size, longest + cell.generate_tokens - 1)
-        lines: dict[str, int | None] = {"kv_cache_predicted_bytes": cache}
+        predicted = self.engine.kv_cache_bytes(cell.batch_size, longest + cell.generate_tokens - 1)
+        lines: dict[str, int | None] = {Line.KV_CACHE: self.cache_bytes, Line.KV_CACHE_PREDICTED: predicted}
         baseline, loaded, peak = self.heap.baseline, self.heap.loaded, self.heap_peak.bytes
         if self.engine.allocator() or baseline is None or loaded is None or peak is None:
             return lines
-        lines["heap_loading_bytes"] = loaded.footprint - baseline.footprint
-        lines["heap_free_loading_bytes"] = loaded.free - baseline.free
+        lines[Line.HEAP_LOADING] = loaded.footprint - baseline.footprint
+        lines[Line.HEAP_FREE_LOADING] = loaded.free - baseline.free
+        cache = predicted if self.cache_bytes is None else self.cache_bytes
         if cache is not None:
             # From the load to its peak the heap grows by activations, scratch and cache, less what fits into free blocks: below
             # zero when loading has left more of them than a generation needs.
-            lines["activations_bytes"] = peak - loaded.footprint - cache
+            lines[Line.ACTIVATIONS] = peak - loaded.footprint - cache
         return lines
 
     def _mark(self, first: int, stopping: Stopping) -> None:
@@ -170,6 +179,12 @@ class Session:
         count, per_pass = len(stopping.e2e_s), self.prompts.per_pass
         if count % per_pass:
             self.warnings.append("partial_pass")
+        whole = count - count % per_pass or count  # statistics are over whole passes, where there is one
+        left_out = sum(stopping.marked[:whole])
+        if whole - left_out < MIN_ITERATIONS:
+            self.warnings.append(
+                f"few_iterations: {whole - left_out} count ({left_out} of {whole} marked), limit {MIN_ITERATIONS}"
+            )
         self.details |= {
             "passes": count / per_pass,
             "relative_half_width": stopping.relative_half_width,

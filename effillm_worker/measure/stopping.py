@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from effillm_server.contract.outcome import StopReason
+from effillm_server.contract.sweep import MIN_ITERATIONS
 from effillm_worker.measure.student import half_width
 
 STEADY_SPAN = 3
 STEADY_TOLERANCE = 0.05
 OUTLIER_SCORE = 3.5
+REPLACEMENTS_BEYOND = 2  # a plan of exactly five iterations could not replace one otherwise
 
 
 def is_steady(e2e_s: Sequence[float]) -> bool:
@@ -78,7 +80,8 @@ class Stopping:
     """The stopping rule fed one iteration at a time; `reason` is None as long as more are needed.
 
     Stops once the 95 % interval of mean throughput over the unmarked iterations is tight enough, at least `least` of
-    them are there, and every outlier has been given one more iteration; or at `most`.
+    them are there, and every outlier has been given one more iteration; or at `most`. Where the outliers among `most` leave
+    fewer than five to count, up to two more are run, rounded up to whole passes.
     """
 
     limits: Limits
@@ -98,7 +101,13 @@ class Stopping:
             self.tight_at = count
         if tight and self.tight_at is not None and count >= self.tight_at + self._owed():
             return StopReason.CONVERGED
-        return StopReason.MAX_ITERATIONS if count >= self.limits.most else None
+        beyond = 0 if self.counted >= MIN_ITERATIONS else _round_up(REPLACEMENTS_BEYOND, self.limits.per_pass)
+        return StopReason.MAX_ITERATIONS if count >= self.limits.most + beyond else None
+
+    @property
+    def counted(self) -> int:
+        """Iterations that the headline statistics rest on: the unmarked ones."""
+        return len(self.e2e_s) - sum(self.marked)
 
     @property
     def relative_half_width(self) -> float:

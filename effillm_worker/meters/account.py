@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from effillm_server.contract.account import Line, predicted_weights
 from effillm_server.contract.outcome import LoadedModel, MemoryReading
-
-WEIGHTS = "weights_bytes"
-KV_CACHE = "kv_cache_predicted_bytes"  # by the engine; what a CPU's cache really takes cannot be read from outside
-OTHER = "other_bytes"
-MAPPED = "mapped_files_bytes"
-MAPPED_LOADING = "mapped_files_loading_bytes"
-HEAP_LOADING = "heap_loading_bytes"  # weights are in it
-ACTIVATIONS = "activations_bytes"
-UNEXPLAINED = "unexplained_bytes"
-GROWTH = "growth_bytes"
 
 
 @dataclass(frozen=True)
@@ -28,46 +19,50 @@ class Mapped:
 
 def account(
     model: LoadedModel,
-    predicted: Mapping[str, int | None],
+    said: Mapping[str, int | None],
     baseline: MemoryReading | None,
     loaded: MemoryReading | None,
     peak: MemoryReading | None,
     mapped: Mapped | None = None,
+    bits: float | None = None,
 ) -> dict[str, int | None]:
     """growth = weights + key-value cache + other + unexplained, from `baseline` to `peak`.
 
-    Weights are counted from the tensors, the key-value cache is the child's prediction. `other` is the sum of what instruments
-    say that the growth itself does not come from. On a CPU, where the growth is the kernel's resident set: pages of mapped
-    files that became resident, while loading and since (a library's code is paged in when it first runs), and the C library's
-    count of the heap, what loading added to it beyond the weights (freed blocks it keeps among it: `heap_free_loading_bytes`) and
-    `activations_bytes`, its growth from there to its peak beyond the cache; negative when the cache fits into freed blocks. On a GPU,
-    where everything is the allocator's, and where the heap cannot be asked: loaded - baseline - weights. The child's own entries
-    are kept; a line that cannot be known is None.
+    Weights and cache are counted from the tensors (the cache predicted where an engine cannot count it), each beside its
+    prediction. `other` is the sum of what instruments say that the growth itself does not come from. On a CPU, where the growth is
+    the kernel's resident set: pages of mapped files that became resident, while loading and since (a library's code is paged in
+    when it first runs), and the C library's count of the heap, what loading added to it beyond the weights (freed blocks it keeps
+    among it: `heap_free_loading_bytes`) and `activations_bytes`, its growth from there to its peak beyond the cache; negative when
+    the cache fits into freed blocks. On a GPU, where everything is the allocator's, and where the heap cannot be asked:
+    loaded - baseline - weights. `other` is thus a remainder: a wrong weight or cache moves it and not `unexplained`, and shows
+    beside its prediction. `said` are the child's own entries, which are kept; a line that cannot be known is None.
     """
-    lines: dict[str, int | None] = dict(predicted)
+    lines: dict[str, int | None] = dict(said)
     at_baseline, at_loaded, at_peak = _used(baseline), _used(loaded), _used(peak, peak=True)
-    lines[WEIGHTS] = model.weight_bytes
-    lines.setdefault(KV_CACHE, None)
-    lines[GROWTH] = None if at_peak is None or at_baseline is None else at_peak - at_baseline
+    lines[Line.WEIGHTS] = model.weight_bytes
+    lines[Line.WEIGHTS_PREDICTED] = predicted_weights(model.parameters, bits)
+    cache = lines.setdefault(Line.KV_CACHE, None)
+    predicted_cache = lines.setdefault(Line.KV_CACHE_PREDICTED, None)
+    lines[Line.GROWTH] = None if at_peak is None or at_baseline is None else at_peak - at_baseline
     on_device = peak is not None and peak.vram_bytes is not None
-    lines[MAPPED_LOADING] = None if on_device or mapped is None else mapped.loading
-    lines[MAPPED] = None if on_device or mapped is None else mapped.since_loaded
+    lines[Line.MAPPED_LOADING] = None if on_device or mapped is None else mapped.loading
+    lines[Line.MAPPED] = None if on_device or mapped is None else mapped.since_loaded
     loading = None if at_baseline is None or at_loaded is None else at_loaded - at_baseline
-    lines[OTHER] = _other(lines, model, loading)
-    parts = [lines[WEIGHTS], lines[KV_CACHE], lines[OTHER]]
-    growth = lines[GROWTH]
+    lines[Line.OTHER] = _other(lines, model, loading)
+    parts = [lines[Line.WEIGHTS], predicted_cache if cache is None else cache, lines[Line.OTHER]]
+    growth = lines[Line.GROWTH]
     known = [part for part in parts if part is not None]
-    lines[UNEXPLAINED] = growth - sum(known) if growth is not None and len(known) == len(parts) else None
-    return lines
+    lines[Line.UNEXPLAINED] = growth - sum(known) if growth is not None and len(known) == len(parts) else None
+    return {str(name): size for name, size in lines.items()}
 
 
 def _other(lines: Mapping[str, int | None], model: LoadedModel, loading: int | None) -> int | None:
-    heap, mapped = lines.get(HEAP_LOADING), lines[MAPPED_LOADING]
+    heap, mapped = lines.get(Line.HEAP_LOADING), lines[Line.MAPPED_LOADING]
     if heap is not None and mapped is not None:
         loading = heap + mapped
     if loading is None:
         return None
-    return loading - model.weight_bytes + (lines.get(ACTIVATIONS) or 0) + (lines[MAPPED] or 0)
+    return loading - model.weight_bytes + (lines.get(Line.ACTIVATIONS) or 0) + (lines[Line.MAPPED] or 0)
 
 
 def _used(reading: MemoryReading | None, *, peak: bool = False) -> int | None:

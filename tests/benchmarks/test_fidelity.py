@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.fidelity import Comparison, Ratio, main, pseudo_median
+from tests.support.pairs import Decided, decide, growing, simulate
 
 
 def compared(*ratios: float, wall: float = 1.0) -> Comparison:
@@ -70,3 +71,36 @@ def test_unknown_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--model", "nobody/nothing"])
     assert "invalid choice" in capsys.readouterr().err
+
+
+def test_the_simulation_follows_the_benchmarks_own_figure_pair_by_pair() -> None:
+    logarithms = np.random.default_rng(5).standard_t(3, 60) * 0.02
+    found = list(growing(logarithms))
+    assert [count for _, count in found] == list(range(20, 61))
+    for ratio, count in found[::8]:
+        own = pseudo_median(list(logarithms[:count]))
+        assert (ratio.mean, ratio.low, ratio.high) == pytest.approx((own.mean, own.low, own.high), abs=1e-12)
+
+
+def test_the_simulation_decides_where_the_benchmark_does() -> None:
+    logarithms = np.random.default_rng(7).standard_normal(500) * 0.02
+    decided = Decided(truth=1.0)
+    decide(decided, logarithms)
+    (count,) = decided.pairs
+    comparison = Comparison(1, "fp32")
+    for number, value in enumerate(logarithms, start=1):
+        comparison.logarithms["throughput_tok_s"].append(float(value))
+        assert comparison.is_decided("throughput_tok_s") == (number == count)
+        if number == count:
+            break
+    own = pseudo_median(comparison.logarithms["throughput_tok_s"])
+    assert decided.ratios[0].low == pytest.approx(own.low)
+
+
+def test_the_rule_costs_no_coverage_away_from_the_bounds_and_all_of_it_at_one() -> None:
+    """As docs/measured.md says: a ratio of 1 is held by 95 % of the intervals, one at a bound by none that was decided."""
+    equal = simulate("normal, 3 %", 1.0, 300).shares()
+    assert equal["decided"] == 1.0
+    assert equal["hold the truth"] is not None and 0.92 <= equal["hold the truth"] <= 0.98
+    at_bound = simulate("normal, 3 %", 0.98, 40).shares()
+    assert at_bound["hold the truth"] in (0.0, None)

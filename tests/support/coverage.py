@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effillm_server.analysis import statistics
-from effillm_worker.measure.stopping import Limits, Stopping
+from effillm_worker.measure.stopping import REPLACEMENTS_BEYOND, Limits, Stopping
 
 Array = NDArray[np.float64]
 RELATIVE_SD = 0.05
@@ -66,13 +66,15 @@ def fixed_coverage(name: str, n: int, runs: int, *, exclude: bool) -> dict[str, 
     return {key: count / runs for key, count in held.items()}
 
 
-def stopped_coverage(name: str, runs: int, relative_half_width: float = 0.02) -> dict[str, Any]:
-    """The same for mean throughput under the stopping rule (10 to 30 iterations), with where it stopped."""
+def stopped_coverage(
+    name: str, runs: int, relative_half_width: float = 0.02, *, least: int = 10, most: int = 30
+) -> dict[str, Any]:
+    """The same for mean throughput under the stopping rule (`least` to `most` iterations), with where it stopped."""
     draw, _, _ = SERIES[name]
     truth = true_speed(name)
     held, counts, errors = 0, [], []
-    for values in draw(generator(name), (runs, 30)):
-        rule = Stopping(Limits(10, 30, relative_half_width))
+    for values in draw(generator(name), (runs, most + REPLACEMENTS_BEYOND)):
+        rule = Stopping(Limits(least, most, relative_half_width))
         for value in values:
             if rule.add(float(value)) is not None:
                 break
@@ -84,7 +86,7 @@ def stopped_coverage(name: str, runs: int, relative_half_width: float = 0.02) ->
     return {
         "mean": held / runs,
         "iterations": float(np.mean(counts)),
-        "stopped_early": float(np.mean(np.array(counts) < 30)),
+        "stopped_early": float(np.mean(np.array(counts) < most)),
         "bias": float(np.mean(errors)),
     }
 

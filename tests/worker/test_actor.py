@@ -1,22 +1,28 @@
 from __future__ import annotations
 
 import fcntl
+import subprocess
+import sys
 import venv
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from effillm_server import runtimes
 from effillm_server.contract.outcome import Fault, FaultKind
 from effillm_server.ledger import queries, queue
 from effillm_server.ledger.engine import connect
 from effillm_server.lifecycle import DeviceState, JobState
+from effillm_server.records import JobRecord
+from effillm_worker import ceilings, isolate
 from effillm_worker.actor import WorkerActor
 from effillm_worker.spool import Spool, Spooled
+from tests.support import isolation
 from tests.support.actors import (
     SLOW_MODEL,
     cell,
@@ -273,3 +279,54 @@ def test_a_stopped_actor_leaves_its_job_to_be_tried_again(database_url: str, tmp
         until("the child measures", measuring)
     assert children() == []
     assert of_job(engine, job_id).state is JobState.LEASED
+
+
+@contextmanager
+def spinning() -> Iterator[None]:
+    """Two processes that do nothing else."""
+    spinners = [subprocess.Popen([sys.executable, "-I", "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
+
+
+def test_a_row_measured_under_load_turns_invalid_and_is_measured_again(
+    database_url: str, tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From lease to ledger with real processes; only what the child computes is a stand-in.
+
+    The last attempt's verdict is left open: on a busy machine it is measured under somebody else's load.
+    """
+    monkeypatch.setattr(isolate, "CHILD_MODULE", "tests.support.children.long")
+    monkeypatch.setattr(ceilings, "measure", lambda *_: {"copy_bytes_s": 1e10})
+    box = isolation.device()
+    with running(settings(database_url, tmp_path), box) as actor:
+        wait_free(engine, box.id)
+        with spinning():
+            (job_id,) = submit(engine, isolation.CELL)
+            grant(engine, actor)
+            first = until("it is to be measured again", lambda: again(of_job(engine, job_id)), 60)
+        done = until("it is measured", lambda: offered(engine, actor, job_id), 90)
+    with engine.begin() as connection:
+        rows = connection.execute(text("SELECT fence, verdict, reasons FROM measurement ORDER BY fence")).all()
+    assert (first.verdict, first.result_fence) == ("invalid", rows[0].fence)
+    assert len(rows) == done.remeasures + 1
+    assert done.remeasures in (1, 2)
+    assert all(row.verdict == "invalid" for row in rows[:-1])
+    assert any(reason.startswith("other_processes: they used") for reason in rows[0].reasons)
+    assert (done.result_fence, done.verdict) == (rows[-1].fence, rows[-1].verdict)
+
+
+def offered(engine: Engine, actor: WorkerActor, job_id: int) -> JobRecord | None:
+    """The job once it is measured; while it waits its device is offered to it, as the fleet does."""
+    job = of_job(engine, job_id)
+    if job.state is JobState.PENDING and actor.status()["job_id"] is None:
+        grant(engine, actor)
+    return job if job.state is JobState.MEASURED else None
+
+
+def again(job: JobRecord) -> JobRecord | None:
+    return job if job.remeasures else None

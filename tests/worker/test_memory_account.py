@@ -46,7 +46,21 @@ def test_the_account_explains_the_growth_to_five_percent_and_unloading_returns_t
     growth, unexplained = lines["growth_bytes"], lines["unexplained_bytes"]
     assert growth is not None and unexplained is not None
     assert abs(unexplained) <= 0.05 * growth, lines
-    parts = [lines[name] for name in ("weights_bytes", "kv_cache_predicted_bytes", "other_bytes")]
+    parts = [lines[name] for name in ("weights_bytes", "kv_cache_bytes", "other_bytes")]
     assert sum(part for part in parts if part is not None) + unexplained == growth
+    # What the remainder cannot show: the cache against its formula, the weights against what the quantization promises.
+    config = load().models[MODEL].architecture
+    assert config is not None
+    cached_tokens = wanted.batch_size * (128 + wanted.generate_tokens - 1)
+    assert lines["kv_cache_bytes"] == 2 * config["num_hidden_layers"] * config["hidden_size"] * cached_tokens * 4
+    assert lines["kv_cache_predicted_bytes"] == lines["kv_cache_bytes"]
+    assert opened.loaded_model is not None
+    parameters, kept = opened.loaded_model.parameters, 2 * config["vocab_size"] * config["hidden_size"]
+    if quantization == "fp32":
+        assert lines["weights_bytes"] == lines["weights_predicted_bytes"] == 4 * parameters
+    else:
+        # Embedding and head stay in single precision: three bytes more than promised for each of their weights, and little else.
+        assert lines["weights_predicted_bytes"] == parameters
+        assert lines["weights_bytes"] == pytest.approx(parameters + 3 * kept, rel=0.01)
     assert record.baseline is not None and record.released is not None
     assert record.released.ram_bytes == pytest.approx(record.baseline.ram_bytes, rel=0.1)

@@ -123,5 +123,7 @@ def test_the_stated_limits_of_the_intervals_are_the_measured_ones() -> None:
 def test_the_stopping_rule_costs_what_the_documentation_says() -> None:
     got = stopped_coverage("normal", 1200)
     assert 0.87 <= got["mean"] <= 0.94
+    # What captions and report say: two and a half standard errors of 1,200 cells.
+    assert got["mean"] == pytest.approx(statistics.STOPPED_COVERAGE, abs=0.02)
     assert abs(got["bias"]) < 0.003
     assert 20 <= got["iterations"] <= 27

@@ -10,7 +10,7 @@ from effillm_server.contract.parse import parse_definition
 from effillm_server.contract.quality import Agreement, Losses, Quality, TaskScore, TimeShares
 from effillm_server.expand import count
 from tests.server.web.conftest import Lab
-from tests.support.api import add_device, as_measured, finish, lease
+from tests.support.api import add_device, as_measured, finish, lease, measured
 from tests.support.pages import HOSTILE, Markup
 
 
@@ -24,6 +24,26 @@ def test_a_measured_cell_shows_numbers_timeline_memory_conditions_and_fingerprin
     assert len(re.findall(r'<g class="i-', page)) == len(samples)
     assert detail["result"]["row"]["fingerprint"] in markup.text
     assert "SIMULATED" in markup.text
+
+
+def test_weights_and_cache_stand_beside_their_predictions_and_the_network_among_the_conditions(lab: Lab) -> None:
+    device = add_device(lab.api.engine)
+    sweep = lab.api.submit(name="account", batch_size=[1], quantization=["fp32"])["id"]
+    held = lease(lab.api.engine, device)
+    assert held.sweep_id == sweep
+    outcome = measured(held)
+    account = {
+        "weights_bytes": 222_000_000,
+        "weights_predicted_bytes": 70_400_000,
+        "kv_cache_predicted_bytes": 2_000_000,
+    }
+    memory = outcome.memory.model_copy(update={"account": account})
+    details = outcome.details | {"network": "none"}
+    finish(lab.api.engine, held, outcome.model_copy(update={"memory": memory, "details": details}))
+    text = " ".join(Markup.of(lab.page(f"/jobs/{held.job_id}")).text.split())
+    assert "Line Found Predicted weights 222 MB 70.4 MB kv cache – 2 MB" in text
+    assert "network none" in text
+    lab.api.http.post(f"/v1/sweeps/{sweep}/cancel")
 
 
 def test_what_is_run_by_hand_is_exactly_this_cell(lab: Lab) -> None:

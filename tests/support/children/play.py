@@ -7,9 +7,11 @@ part when it is told to run.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -250,6 +252,25 @@ def environment(talk: Talk) -> None:
     talk.say(Refused(reason=InfeasibleReason.UNSUPPORTED, message=message))
 
 
+def connect(talk: Talk) -> None:
+    """Refuses with what came of connecting to a port of the box's loopback, and to one of its own."""
+    own = socket.create_server(("127.0.0.1", 0))
+    said = [
+        _connected(int(os.environ["BOX_PORT"])),
+        _connected(own.getsockname()[1]),
+        os.environ.get("HF_HUB_OFFLINE", ""),
+    ]
+    talk.say(Refused(reason=InfeasibleReason.UNSUPPORTED, message="|".join(said)))
+
+
+def _connected(port: int) -> str:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=30).close()
+    except OSError as error:
+        return errno.errorcode[error.errno] if error.errno else str(error)
+    return "connected"
+
+
 def declare(talk: Talk) -> None:
     """A simulated engine's cell: no window, no stage, declared memory."""
     talk.say(record(CellMemory(peak_decode=MemoryReading(vram_bytes=7 * MIB, vram_source="declared"))))
@@ -276,7 +297,7 @@ IN_RUN: dict[str, Callable[[Talk], None]] = {
     function.__name__: function
     for function in (
         measure, measure_long, sleep, hang, silent, stubborn, slow, flood, crash, killed, leave, fail, refuse, gibberish, eat,
-        limited, family, rabbits, environment, declare,
+        limited, family, rabbits, environment, declare, connect,
     )
 }  # fmt: skip
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +16,9 @@ import torch
 
 from effillm_server import catalog
 from effillm_worker.engines.base import LoadRequest, Unsupported
+from effillm_worker.engines.cache import held_bytes
 from effillm_worker.engines.transformers import TransformersEngine
-from tests.support.child import TINY_NEOX
+from tests.support.child import REPOSITORY, TINY_NEOX
 from tests.support.fake_engine import cell
 
 
@@ -148,6 +153,40 @@ def test_grouped_heads_make_the_predicted_cache_smaller(cache: Path) -> None:
     assert engine.kv_cache_bytes(3, 10) == 2 * 2 * 2 * 8 * 10 * 3 * 2
 
 
+@pytest.mark.parametrize("tokens", [1, 6])
+def test_the_cache_is_counted_from_its_tensors_as_large_as_the_prediction_and_only_inside_the_context(
+    engine: TransformersEngine, tokens: int
+) -> None:
+    with engine.counting_cache() as count:
+        generate(engine, [[5, 6, 7]] * 2, tokens)
+    held = count.bytes
+    assert held == engine.kv_cache_bytes(2, 3 + tokens - 1)
+    generate(engine, [[5, 6, 7]] * 4, tokens)
+    assert count.bytes == held
+
+
+def test_what_is_counted_is_the_cache_and_not_its_prediction(engine: TransformersEngine) -> None:
+    with torch.no_grad(), engine.counting_cache() as count:
+        engine._model(torch.ones(2, 11, dtype=torch.long), use_cache=True)
+        assert count.bytes == engine.kv_cache_bytes(2, 11)
+        engine._model(torch.ones(2, 11, dtype=torch.long), use_cache=False)
+        assert count.bytes is None
+
+
+def test_caches_of_earlier_transformers_are_counted_too() -> None:
+    keys, values = [torch.zeros(2, 4, 11, 16) for _ in range(3)], [torch.zeros(2, 4, 11, 16) for _ in range(3)]
+    expected = 6 * 2 * 4 * 11 * 16 * 4
+    assert held_bytes(SimpleNamespace(key_cache=keys, value_cache=values)) == expected
+    assert held_bytes(tuple(zip(keys, values, strict=True))) == expected
+
+
+def test_storages_that_are_shared_count_once_and_what_is_no_cache_is_unknown() -> None:
+    fused = torch.zeros(2, 3, 8)
+    assert held_bytes(((fused[..., :4], fused[..., 4:]),)) == fused.nbytes
+    assert held_bytes(None) is None
+    assert held_bytes(()) is None
+
+
 def test_ordinary_tokens_leave_out_the_special_ones(engine: TransformersEngine) -> None:
     assert set(engine.ordinary_tokens()) == set(range(1, 512))
 
@@ -171,6 +210,37 @@ def test_framework_says_how_it_was_built_and_set(cache: Path) -> None:
     assert environment.threads["intra_op"] == torch.get_num_threads() == 1
     assert environment.threads["inter_op"] == torch.get_num_interop_threads() == 1
     assert environment.blas
+
+
+TWO_THREADS = """
+import json, sys
+from effillm_worker.engines.base import LoadRequest
+from effillm_worker.engines.transformers import TransformersEngine
+from effillm_worker.measure.software import software
+from tests.support.child import TINY_NEOX
+from tests.support.fake_engine import cell
+
+request = LoadRequest(cell=cell(), threads=2, device="cpu", cache_dir=sys.argv[1], architecture=TINY_NEOX)
+environment = TransformersEngine().start(request)
+import torch
+
+own = {"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()}
+print(json.dumps([own, environment.threads, software(environment).threads]))
+"""
+
+
+def test_two_threads_work_on_one_operation_and_one_operation_runs_at_a_time(cache: Path) -> None:
+    """Caught here: inter-op and intra-op threads swapped, in what is set or in what is said of it.
+
+    A process of its own: torch takes the number of inter-op threads once, and another test may have set it.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_THREADS, str(cache)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    own, said, recorded = json.loads(done.stdout.splitlines()[-1])
+    assert own == said == {"intra_op": 2, "inter_op": 1}
+    assert (recorded["intra_op"], recorded["inter_op"], recorded["OMP_NUM_THREADS"]) == (2, 1, "2")
 
 
 def test_local_folder_is_loaded_by_the_same_path(cache: Path, tmp_path: Path, engine: TransformersEngine) -> None:

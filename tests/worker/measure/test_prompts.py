@@ -108,6 +108,13 @@ def test_pass_cut_short_by_the_time_limit_says_so() -> None:
     assert record.details["passes"] < 1
 
 
+def test_a_pass_cut_short_does_not_count_towards_the_five_iterations_of_a_result() -> None:
+    record, _ = text_session({"iterations": {"min": 5, "max": 6}, "time_limit_s": 14}, batch_size=17)
+    measured = [sample for sample in record.samples if sample.phase is Phase.MEASURED]
+    assert (record.prompts["iterations_per_pass"], len(measured)) == (3, 5)
+    assert record.warnings == ("partial_pass", "few_iterations: 3 count (0 of 3 marked), limit 5")
+
+
 def test_warm_up_repeats_the_batch_with_the_longest_prompt() -> None:
     record, _ = text_session({"iterations": 5}, batch_size=1)
     lengths = record.prompts["lengths"]

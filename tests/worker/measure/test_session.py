@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -9,9 +9,11 @@ import pytest
 from effillm_server.contract import timeline
 from effillm_server.contract.outcome import InfeasibleReason, Phase, Sample, StopReason
 from effillm_server.contract.sweep import MeasurementPlan
+from effillm_worker.engines.base import CacheCount
 from effillm_worker.measure.refusal import Refusal
 from effillm_worker.measure.session import measure, steady_tokens
 from effillm_worker.messages import CellRecord, Run
+from effillm_worker.meters.heap import Heap, HeapStages
 from effillm_worker.meters.latency import WrongTokenCount
 from tests.support.fake_engine import NS, FakeEngine, cell
 from tests.support.recorder import RecordingChannel
@@ -126,6 +128,25 @@ def test_measuring_stops_at_the_maximum_when_the_interval_stays_wide() -> None:
     assert record.stop_reason is StopReason.MAX_ITERATIONS
 
 
+def test_two_outliers_in_a_plan_of_six_are_replaced_until_five_iterations_count() -> None:
+    slow = {7: 0.5, 8: 0.6}
+    engine = FakeEngine(step_s=lambda generation: slow.get(generation, 0.1 + 0.0001 * (generation % 3)))
+    record, channel = session(engine, {"iterations": {"min": 5, "max": 6}})
+    marks = [sample.outlier for sample in of(record, Phase.MEASURED)]
+    assert marks == [False] * 4 + [True, True, False]
+    assert record.warnings == ()
+    assert len(of(record, Phase.TTFT)) == 7
+    assert all(progress.iteration < progress.at_most for progress in channel.reports.progress())
+
+
+def test_a_result_that_rests_on_fewer_than_five_iterations_says_so() -> None:
+    slow = {7: 0.5, 8: 0.9, 9: 1.7}
+    engine = FakeEngine(step_s=lambda generation: slow.get(generation, 0.1 + 0.0001 * (generation % 3)))
+    record, _ = session(engine, {"iterations": {"min": 5, "max": 5}})
+    assert len(of(record, Phase.MEASURED)) == 7
+    assert record.warnings == ("few_iterations: 4 count (3 of 7 marked), limit 5",)
+
+
 def test_time_budget_ends_measuring_with_enough_left_for_first_tokens_and_memory() -> None:
     engine = FakeEngine(step_s=lambda generation: 1.0 + 0.2 * (generation % 3))
     record, _ = session(
@@ -213,6 +234,46 @@ def test_steady_is_read_in_the_second_half_of_the_generation(tokens: int, read_a
 def test_cache_prediction_covers_prompt_and_generated_tokens_but_the_last() -> None:
     record, _ = session(FakeEngine(), batch_size=2, sequence_length=16, generate_tokens=8)
     assert record.memory.account["kv_cache_predicted_bytes"] == 10 * 2 * (16 + 8 - 1)
+
+
+class CountingEngine(FakeEngine):
+    """Its cache takes what `held` says, whatever is predicted, and is counted while the context is open."""
+
+    held = 777
+    counted_in: list[int]
+
+    @contextmanager
+    def counting_cache(self) -> Iterator[CacheCount]:
+        count = CacheCount()
+        before = len(self.generations)
+        yield count
+        self.counted_in = list(range(before, len(self.generations)))
+        count.bytes = self.held
+
+
+def test_the_cache_is_counted_in_the_memory_iteration_alone_and_stands_beside_its_prediction() -> None:
+    engine = CountingEngine()
+    record, _ = session(engine, batch_size=2, sequence_length=16, generate_tokens=8)
+    assert engine.counted_in == [len(engine.generations) - 1]
+    assert record.samples[-1].phase is Phase.MEMORY
+    account = record.memory.account
+    assert (account["kv_cache_bytes"], account["kv_cache_predicted_bytes"]) == (777, 10 * 2 * (16 + 8 - 1))
+
+
+def test_an_engine_that_cannot_count_its_cache_leaves_the_prediction_alone() -> None:
+    record, _ = session(FakeEngine())
+    assert record.memory.account["kv_cache_bytes"] is None
+    assert record.memory.account["kv_cache_predicted_bytes"] is not None
+
+
+def test_activations_are_the_growth_of_the_heap_beyond_the_counted_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("effillm_worker.meters.heap.read", lambda: Heap(footprint=5000, free=0))
+    stages = HeapStages(baseline=Heap(1000, 30), loaded=Heap(2000, 130))
+    engine = CountingEngine(device_bytes=False)
+    run = Run(cell=cell(), plan=MeasurementPlan.model_validate(PLAN))
+    account = measure(engine, RecordingChannel(), run, heap=stages, clock=engine.seconds).memory.account
+    assert (account["heap_loading_bytes"], account["heap_free_loading_bytes"]) == (1000, 100)
+    assert account["activations_bytes"] == 5000 - 2000 - 777
 
 
 def test_window_holds_the_timed_iterations_and_nothing_else() -> None:
