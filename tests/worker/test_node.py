@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
@@ -8,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,13 @@ import ray
 from effillm_server.errors import BadInput
 from effillm_worker import fingerprint, head, node
 from effillm_worker.head import Versions, check_versions
+from effillm_worker.ledger_check import check_ledger
+from tests.support.clock import a_clock_off_by
 from tests.support.fake_ray_head import fake_ray_head
 from tests.support.ray_cluster import RayCluster, ray_cluster
 from tests.support.waiting import until
 
-# Of a database nobody asks: a node itself does not talk to it.
+# Of a database that does not answer: a node says so, and joins all the same.
 DATABASE = "postgresql://nobody@127.0.0.1:1/none"
 # A node leaves its cluster after this long without a head.
 PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "2"}
@@ -68,6 +72,38 @@ def test_a_node_without_a_database_is_refused(
     monkeypatch.delitem(os.environ, "EFFILLM_DATABASE_URL")
     assert node.main(["--head"]) == 2
     assert "EFFILLM_DATABASE_URL is not set" in capsys.readouterr().err
+
+
+def test_a_database_that_does_not_answer_is_said_at_once_with_what_to_do(
+    box: Path, token: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(os.environ, "EFFILLM_DATABASE_URL", DATABASE.replace("nobody@", "nobody:wrong@"))
+    with fake_ray_head("2.0.0") as address:
+        assert node.main(["--address", address, "--declare", "t4"]) == 2
+    said = capsys.readouterr().err
+    (away,) = (json.loads(line) for line in said.splitlines() if "database.away" in line)
+    assert away["why"].startswith("the database at postgresql://nobody:***@127.0.0.1:1/none does not answer (")
+    assert away["why"].endswith("start it or correct EFFILLM_DATABASE_URL")
+    assert "Ray is" in said, "and goes on to the head"
+    assert "wrong" not in said
+
+
+def test_a_node_without_devices_asks_no_database(box: Path, token: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_ray_head("2.0.0") as address:
+        assert node.main(["--address", address, "--no-devices"]) == 2
+    assert "database.away" not in capsys.readouterr().err
+
+
+def test_a_node_whose_clock_is_off_says_so_once(
+    database_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_ledger(database_url)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("effillm_server.ledger.clock.datetime", a_clock_off_by(timedelta(minutes=-5)))
+    check_ledger(database_url)
+    (said,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (said["event"], said["off_s"]) == ("clock.off", -300)
+    assert "clock is 300 s behind the database's: set it by NTP" in said["why"]
 
 
 def test_a_taken_port_is_refused(box: Path, capsys: pytest.CaptureFixture[str]) -> None:
