@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import signal
 import socket
 import stat
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -226,6 +228,41 @@ def test_a_python_other_than_the_heads_is_refused_by_a_real_head(cluster: RayClu
     finally:
         set_python(cluster, real)
         del cluster.nodes["old"]
+
+
+@pytest.mark.parametrize("token", [None, "f" * 64], ids=["without a token", "with another token"])
+def test_nobody_without_the_clusters_token_gets_in(cluster: RayCluster, token: str | None) -> None:
+    """Neither a driver nor a client, which would run whatever code they bring."""
+    environment = dict(cluster.environment) | ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {})
+    (port,) = client_ports(cluster)
+    for address in (cluster.address, f"ray://127.0.0.1:{port}"):
+        code = f"import ray; ray.init(address={address!r}, log_to_driver=False); print('inside', ray.nodes())"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode != 0, address
+        assert "inside" not in done.stdout
+        assert re.search("token|UNAUTHENTICATED", done.stderr), done.stderr
+
+
+def test_a_head_has_no_dashboard(cluster: RayCluster) -> None:
+    found = cluster.processes()
+    assert any("gcs_server" in " ".join(one.cmdline()) for one in found)
+    assert not [one.cmdline() for one in found if any("dashboard.py" in part for part in one.cmdline())]
+    listening = {
+        connection.laddr.port
+        for one in found
+        for connection in one.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert int(cluster.address.rpartition(":")[2]) in listening
+    assert 8265 not in listening, "where Ray puts its dashboard unless told otherwise"
+
+
+def client_ports(cluster: RayCluster) -> set[str]:
+    """Ports of Ray's client servers: a head starts one unasked."""
+    lines = (" ".join(one.cmdline()) for one in cluster.processes())
+    return {found[1] for line in lines if (found := re.search(r"ray\.util\.client\.server.* --port=(\d+)", line))}
 
 
 def test_a_node_rejoins_when_its_head_comes_back(cluster: RayCluster) -> None:
