@@ -22,6 +22,12 @@ FOLDER = ROOT / "deploy/lab"
 UNITS = sorted(file.name for file in FOLDER.glob("*.service"))
 PYTHON = "/opt/effillm/bin/python"
 FOREIGN = {"RAY_AUTH_TOKEN_PATH", "NODE_OPTIONS"}
+# Settings that lab.env does not offer, and why.
+NOT_OFFERED = {
+    "DATABASE_URL": "in a file, which other users cannot read", "ADMIN_KEY": "in a file, made on first start",
+    "REQUIRE_KEYS": "keys are always asked for beyond loopback",
+    "AUTOSCALE": "bare boxes do not come when asked for", "AUTOSCALE_IDLE_S": "bare boxes do not go when let go",
+}  # fmt: skip
 # The blocks of commands for a lab, those for the head, and those for every other box; the first is for both.
 BLOCKS = re.findall(
     r"^```\n(.*?)^```",
@@ -205,3 +211,8 @@ def test_every_variable_is_a_setting() -> None:
     assert given.keys() <= {PREFIX + name.upper() for name in Settings.model_fields} | FOREIGN
     del given["EFFILLM_DATABASE_URL_FILE"]
     Settings.from_environment(given)
+
+
+def test_every_setting_can_be_given_or_says_why_not() -> None:
+    offered = {name.removeprefix(PREFIX) for name in environment() if name.startswith(PREFIX)}
+    assert {name.upper() for name in Settings.model_fields} - offered == NOT_OFFERED.keys()
