@@ -53,6 +53,17 @@ def test_every_database_login_and_node_command_in_the_pages_is_one_the_programs_
         node._parser().parse_args(join.split())
 
 
+def test_the_readmes_more_boxes_are_started_by_options_that_a_node_takes() -> None:
+    section = (ROOT / "README.md").read_text().split("## More boxes")[1].split("\n## ")[0]
+    starts = re.findall(r"^\.venv/bin/effillm node (.*)$", section, re.MULTILINE)
+    head, box = (node._parser().parse_args(start.split()) for start in starts)
+    assert (head.head, head.port) == (True, 6379)
+    assert box.address == f"head.lab:{head.port}"
+    assert f"EFFILLM_RAY_ADDRESS={box.address} .venv/bin/effillm up" in section
+    # The login in it is the owner's; where each box gets one of its own is said beside it.
+    assert "[docs/deploy.md](docs/deploy.md)" in section.split("```")[2].split("\n\n")[1]
+
+
 def test_every_file_that_a_command_installs_is_shipped() -> None:
     shipped = {file.name for file in (ROOT / "deploy/lab").iterdir()}
     text = PAGES["deploy.md"]
