@@ -97,7 +97,7 @@ def test_a_service_runs_without_rights_it_does_not_need(name: str) -> None:
     assert service["read_only"] is True
     assert service["init"] is True
     # The measuring process has a limit of its own; a worker's is the operator's to set.
-    assert (service["mem_limit"] == "0") == name.startswith("worker")
+    assert (str(service["mem_limit"]) == "0") == name.startswith("worker")
     assert name in ONE_SHOT or service["pids_limit"] > 0
     assert not service.get("privileged")
     assert service.get("user") is None, "the image's own, which is not root"
