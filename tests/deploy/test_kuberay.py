@@ -216,7 +216,7 @@ def test_every_variable_is_a_setting_and_secrets_come_by_reference() -> None:
     settings = named("ConfigMap", "effillm-settings")["data"]
     assert settings.keys() <= known
     Settings.from_environment(settings)
-    secret = re.compile("DATABASE_URL|KEY|TOKEN$")
+    secret = re.compile("DATABASE_URL|ADMIN_KEY|TOKEN$")
     for template in PODS.values():
         for one in template["spec"]["containers"][0].get("env", []):
             assert one["name"] in known
