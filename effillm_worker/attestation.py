@@ -9,6 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from effillm_server.contract.fingerprint import DeviceDeclaration, Fingerprint
 from effillm_server.ledger import queries, queue
+from effillm_server.ledger.clock import clock_off
 from effillm_server.lifecycle import DeviceState
 from effillm_server.settings import Settings
 from effillm_worker.ceilings import ceiling
@@ -53,6 +54,7 @@ class Attestation:
         if not self._is_registered:
             self._reports.persist("register", lambda c: queue.register_device(c, self._device, who.boot_id))
             self._is_registered = True
+            self._check_clock()
         while True:
             state = self._reports.persist("look", self._state)
             if state in USABLE:
@@ -72,6 +74,11 @@ class Attestation:
                 return self._state(connection) in USABLE
         except SQLAlchemyError:
             return True
+
+    def _check_clock(self) -> None:
+        off = clock_off(self._reports.persist("clock", queue.database_time))
+        if off is not None:
+            event("clock.off", device=self._who.device_id, **off)
 
     def _state(self, connection: Connection) -> DeviceState:
         record = queries.device(connection, self._who.device_id)

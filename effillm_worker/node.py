@@ -28,6 +28,7 @@ from effillm_server.ports import free_port
 from effillm_server.settings import Settings
 from effillm_worker import fingerprint, head
 from effillm_worker.fleet.offers import CLASS_PREFIX
+from effillm_worker.ledger_check import check_ledger
 from effillm_worker.log import event, write
 
 DECLARATIONS_FILE = "EFFILLM_NODE_DECLARATIONS"
@@ -69,8 +70,11 @@ class Plan:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the node until it is told to stop. Exit code 2: it cannot be started like this; 1: something did not answer."""
     try:
-        plan = _plan(_parser().parse_args(arguments), Settings.from_environment())
+        settings = Settings.from_environment()
+        plan = _plan(_parser().parse_args(arguments), settings)
         os.environ.update(plan.environment)
+        if plan.devices:
+            check_ledger(settings.database_url or "")
         return Node(plan).run()
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)

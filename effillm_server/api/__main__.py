@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
+import logging
 import signal
 import socket
 import sys
@@ -17,6 +19,8 @@ from effillm_server.api.reaper import Reaper
 from effillm_server.api.server import Server
 from effillm_server.api.services import Tally
 from effillm_server.errors import BadInput, EffillmError, Unavailable
+from effillm_server.ledger import queue
+from effillm_server.ledger.clock import clock_off
 from effillm_server.ledger.engine import connect, migrate, schema_state
 from effillm_server.ledger.revisions import is_newer, mismatch
 from effillm_server.redaction import Redaction
@@ -26,6 +30,7 @@ BACKLOG = 2048
 INTERRUPTED = 130
 
 SWITCH_INTERVAL_S = 0.0005
+log = logging.getLogger("effillm.api")
 
 
 def main() -> int:
@@ -106,6 +111,7 @@ def _serve(settings: Settings, engine: sqlalchemy.Engine, listener: socket.socke
 
     password = sqlalchemy.make_url(settings.database_url or "").password if settings.database_url else None
     logs.install(redaction=Redaction(None, credentials.admin_key(settings), str(password) if password else None))
+    _check_clock(engine)
     app = create_app(settings, engine)
     server = Server(app)
     # The loop that serves everybody takes turns with threads that make answers: at Python's 5 ms a turn it would wait most of its time.
@@ -133,6 +139,14 @@ def _serve(settings: Settings, engine: sqlalchemy.Engine, listener: socket.socke
         server.run(sockets=[listener])
     finally:
         reaper.stop()
+
+
+def _check_clock(engine: sqlalchemy.Engine) -> None:
+    """Say it once when this box's clock is off. A database that went away meanwhile is told by /readyz."""
+    with contextlib.suppress(sqlalchemy.exc.OperationalError), engine.connect() as connection:
+        off = clock_off(queue.database_time(connection))
+        if off is not None:
+            log.warning("clock.off", extra=off)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def migrate(url: str) -> None:
             command.upgrade(config, "head")
             connection.commit()
     except OperationalError as error:
-        raise Unavailable(_unreachable(url, error)) from error
+        raise Unavailable(unreachable(url, error)) from error
     finally:
         engine.dispose()
 
@@ -128,7 +128,7 @@ def schema_state(engine: Engine) -> SchemaState:
         with engine.connect() as connection:
             current = MigrationContext.configure(connection).get_current_revision()
     except OperationalError as error:
-        raise Unavailable(_unreachable(engine.url.render_as_string(hide_password=True), error)) from error
+        raise Unavailable(unreachable(engine.url.render_as_string(hide_password=True), error)) from error
     return SchemaState(current=current, head=head)
 
 
@@ -154,7 +154,8 @@ def _with_driver(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg2")
 
 
-def _unreachable(url: str, error: OperationalError) -> str:
+def unreachable(url: str, error: OperationalError) -> str:
+    """What to say of a database that does not answer, or not to us: where it is, why, what to do. Without the password."""
     place = make_url(url).render_as_string(hide_password=True)
     cause = str(error.orig).strip().splitlines()[0] if error.orig is not None else "no answer"
     return f"the database at {place} does not answer ({cause}): start it or correct EFFILLM_DATABASE_URL"

@@ -7,13 +7,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from effillm_server.ledger import queries, queue
+from effillm_server.ledger.clock import clock_off
 from effillm_server.lifecycle import DeviceState
 from effillm_server.records import DeviceRecord
 from effillm_server.settings import Settings
@@ -27,7 +28,6 @@ POLL_S = 1.0
 # A burst of notifications is one wake-up.
 LEAST_BETWEEN_TICKS_S = 0.05
 HEAD_LOST_S = 60.0
-CLOCK_MAY_BE_OFF_S = 30.0
 REAPS_PER_TTL = 12
 # An actor gives a sign of life six times per TTL; three missed ones are silence.
 SILENCES_PER_TTL = 2
@@ -149,13 +149,10 @@ class Fleet:
                 event("device.lost", device=device.id, why=reason)
 
     def _check_clock(self, database: datetime) -> None:
-        """Leases go by the database's clock, so nothing breaks; but the times in this box's logs are wrong then."""
-        off_s = (datetime.now(UTC) - database).total_seconds()
-        is_off = abs(off_s) > CLOCK_MAY_BE_OFF_S
-        if is_off and not self._is_clock_off:
-            why = f"this box's clock is {abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} the database's: set it by NTP"
-            event("clock.off", off_s=round(off_s), why=why)
-        self._is_clock_off = is_off
+        off = clock_off(database)
+        if off is not None and not self._is_clock_off:
+            event("clock.off", **off)
+        self._is_clock_off = off is not None
 
     def _report_missing(self, waiting: dict[str, int], offers: dict[str, Offer]) -> None:
         offered = {offer.hardware_class for offer in offers.values()}

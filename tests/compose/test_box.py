@@ -2,51 +2,85 @@
 
 from __future__ import annotations
 
+import json
 import re
+import secrets
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.support.compose_box import LONG_RUNNING, SECRETS, Box, box, docker
+from tests.support.compose_box import LONG_RUNNING, ROOT, Box, box, docker
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(3600)]
 
-OPERATIONS = (Path(__file__).parents[2] / "docs/operations.md").read_text()
-# Twelve cells, as examples/quickstart.yaml has, of its smaller model and with fewer tokens.
-SWEEP = """
-name: compose
-models: [{id: EleutherAI/pythia-70m, weights: synthetic}]
-hardware: [cpu]
-quantization: [fp32, int8, int4]
-batch_size: [1, 2]
-sequence_length: [8, 16]
-generate_tokens: 4
-measurement: {warmup: 3, iterations: 5}
-"""
+QUICKSTART = Path("examples/quickstart.yaml")
+# The page's own commands measure one cell of it; all twelve are measured while services are killed.
+SMALLER = {
+    "  - {id: facebook/opt-125m, weights: synthetic}\n": "",
+    "quantization: [fp32, int8, int4]": "quantization: [fp32]",
+    "batch_size: [1, 4]": "batch_size: [1]",
+    "sequence_length: [128]": "sequence_length: [16]",
+    "generate_tokens: 32": "generate_tokens: 4",
+}
 ROWS = 12
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+def documented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Box, list[str]]]:
+    """A box brought up, and measured on, by the commands of docs/deploy.md, one right after the other; the lines they wrote."""
     with box(tmp_path_factory.mktemp("box"), EFFILLM_LEASE_TTL_S="15") as made:
-        made.up()
-        yield made
+        (made.folder / QUICKSTART).write_text(shrunk((ROOT / QUICKSTART).read_text()))
+        (commands,) = blocks("deploy.md", "## One box\n")[:1]
+        if made.is_old:
+            # Its builds have no network here and there is no choosing one; `make test-compose` has built the images.
+            commands = replaced(commands, "docker compose build\n", "")
+        said = made.script(commands).splitlines()
+        shutil.copy(ROOT / QUICKSTART, made.folder / QUICKSTART)
+        yield made, said
+
+
+@pytest.fixture(scope="module")
+def here(documented: tuple[Box, list[str]]) -> Box:
+    return documented[0]
+
+
+def blocks(page: str, heading: str) -> list[str]:
+    """The fenced commands below this heading."""
+    section = (ROOT / "docs" / page).read_text().split(heading)[1].split("\n## ")[0]
+    return re.findall(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+
+
+def replaced(text: str, old: str, new: str) -> str:
+    assert old in text, f"there is no {old!r} any more"
+    return text.replace(old, new)
+
+
+def shrunk(text: str) -> str:
+    for large, small in SMALLER.items():
+        text = replaced(text, large, small)
+    return text
+
+
+def test_the_documented_commands_measure_a_row_and_show_the_key(documented: tuple[Box, list[str]]) -> None:
+    here, said = documented
+    (sweep,) = here.get("/v1/sweeps")["items"]
+    assert (sweep["state"], sweep["counts"]["measured"]) == ("finished", 1)
+    assert any(sweep["id"] in line for line in said), "submit names the sweep"
+    assert said[-1] == here.secret("the admin key")
 
 
 def test_a_box_comes_up_with_a_key_of_its_own_and_says_nothing_secret(here: Box) -> None:
     said, seen = here.logs(), "".join(docker("inspect", here.container(name)) for name in LONG_RUNNING)
-    for what in SECRETS:
-        secret = here.secret(what)
-        assert len(secret) >= 40
-        assert secret not in said + seen, f"{what} is shown"
-    password = re.search(r":([^:@]+)@", here.compose("exec", "-T", "api", "cat", "/run/effillm/api/database-url"))
-    assert password is not None
-    assert password[1] not in said + seen
+    hidden = here.secrets()
+    assert min(map(len, hidden.values())) >= 40
+    assert shown(hidden, said + seen) == []
     assert httpx.get(f"{here.url}/v1/sweeps", trust_env=False).status_code == 401
     page = httpx.get(f"{here.url}/login", trust_env=False)
     assert (page.status_code, page.headers["content-type"].partition(";")[0]) == (200, "text/html")
@@ -65,7 +99,11 @@ def test_a_container_is_not_root_and_writes_where_it_must_only(here: Box, servic
     for line in (r"CapEff:\s+0{16}$", r"CapBnd:\s+0{16}$", r"NoNewPrivs:\s+1$"):
         assert re.search(rf"^{line}", status, re.MULTILINE), line
     assert "Read-only file system" in here.compose("exec", "-T", service, "touch", "/opt/effillm/x", check=False)
-    assert here.inspect(service)["State"]["Health"]["Status"] == "healthy"
+    state = here.inspect(service)
+    assert state["State"]["Health"]["Status"] == "healthy"
+    # The measuring process has a limit of its own, so the worker has none unless told.
+    assert (state["HostConfig"]["Memory"] > 0) == (service != "worker")
+    assert state["HostConfig"]["PidsLimit"] > 0
 
 
 def test_a_worker_sees_no_secret_but_its_own(here: Box) -> None:
@@ -83,10 +121,15 @@ def test_a_worker_sees_no_secret_but_its_own(here: Box) -> None:
 def test_the_command_line_tool_runs_beside_it(here: Box) -> None:
     assert "12" in here.compose("run", "--rm", "-T", "cli", "preview", "examples/quickstart.yaml")
     assert "cpu" in here.compose("run", "--rm", "-T", "cli", "devices")
+    # The worker's own image has the tool too, for the runtimes of its box.
+    assert here.compose("exec", "-T", "worker", "effillm", "--version").startswith("effillm ")
+    listed = json.loads(here.compose("exec", "-T", "worker", "effillm", "runtime", "list", "--json"))
+    assert [(one["name"], one["problem"]) for one in listed] == [("default", None)]
 
 
 def test_rows_survive_the_kill_of_every_service_and_the_box_going_down_and_up(here: Box) -> None:
-    created = here.request("POST", "/v1/sweeps", content=SWEEP, headers={"Content-Type": "application/yaml"})
+    quickstart = (ROOT / QUICKSTART).read_bytes()
+    created = here.request("POST", "/v1/sweeps", content=quickstart, headers={"Content-Type": "application/yaml"})
     sweep = created.raise_for_status().json()
     assert sweep["total"] == ROWS
     for service in ("worker", "api", "postgres", "fleet"):
@@ -96,39 +139,61 @@ def test_rows_survive_the_kill_of_every_service_and_the_box_going_down_and_up(he
         docker("kill", here.container(service))
         here.compose("up", "-d")
     wait(here, "the sweep's end", lambda: here.get(f"/v1/sweeps/{sweep['id']}")["state"] == "finished")
-    for service in LONG_RUNNING:
-        wait(
-            here,
-            f"{service} is healthy",
-            lambda name=service: here.inspect(name)["State"]["Health"]["Status"] == "healthy",
-        )
+    wait_healthy(here)
     rows = results(here, sweep["id"])
     assert [row["state"] for row in rows] == ["measured"] * ROWS
     assert len({row["job"] for row in rows}) == ROWS
-    key, token = here.secret("the admin key"), here.secret("Ray's token")
+    hidden, said = here.secrets(), here.logs()
+    assert said.count("listening on http://") >= 2, "the log of the API that was killed and of the one after it"
+    assert shown(hidden, said) == []
 
     here.compose("restart")
+    wait_healthy(here)
+    stopped_in_order(here)
     here.compose("down")
     here.up()
     assert results(here, sweep["id"]) == rows
-    assert (here.secret("the admin key"), here.secret("Ray's token")) == (key, token)
+    assert here.secrets() == hidden
     said = here.logs()
     assert "Traceback" not in said
-    assert not any(here.secret(what) in said for what in SECRETS)
+    assert shown(hidden, said) == []
 
     backed_up_and_restored(here)
     assert results(here, sweep["id"]) == rows
 
 
+def stopped_in_order(here: Box) -> None:
+    """Everybody ends by the signal, with 0 and before compose's patience (137)."""
+    stopped = {name: here.container(name) for name in ("api", "fleet", "worker")}
+    here.compose("stop")
+    ended = {name: json.loads(docker("inspect", one))[0]["State"] for name, one in stopped.items()}
+    codes = {name: state["ExitCode"] for name, state in ended.items() if not state["Running"]}
+    assert codes == dict.fromkeys(stopped, 0), here.logs()[-6000:]
+
+
 def backed_up_and_restored(here: Box) -> None:
     """As docs/operations.md says, onto a box that has lost every volume."""
-    steps = re.findall(r"^docker compose (.*)$", OPERATIONS.split("## Back up")[1].split("\n## ")[0], re.MULTILINE)
-    assert len(steps) == 6
-    for step in steps:
-        here.shell(step)
-        if step.startswith("exec -T postgres pg_dump"):
-            here.shell("down -v")
+    dumped, restored = blocks("operations.md", "## Back up")
+    here.script(dumped)
+    here.compose("down", "-v")
+    here.script(restored)
     here.up()
+
+
+def test_passwords_are_rotated_by_the_documented_commands(here: Box) -> None:
+    before = here.secrets()
+    url = here.compose("exec", "-T", "api", "cat", "/run/effillm/api/database-url").strip()
+    for commands in blocks("operations.md", "## Rotate secrets"):
+        here.script(commands)
+    wait_healthy(here)
+    here.wait_free()
+    after = here.secrets()
+    same = {what for what in before if after[what] == before[what]}
+    assert same == {"the admin key", "Ray's token"}
+    code = f"import psycopg2; psycopg2.connect({url!r})"
+    refused = here.compose("exec", "-T", "api", "python", "-c", code, check=False)
+    assert "password authentication failed" in refused
+    assert shown(before, here.logs()) == shown(after, here.logs()) == []
 
 
 def test_a_wrong_database_password_is_one_sentence(here: Box) -> None:
@@ -139,6 +204,17 @@ def test_a_wrong_database_password_is_one_sentence(here: Box) -> None:
         assert "correct EFFILLM_DATABASE_URL" in said
         assert "Traceback" not in said
         assert "wrong" not in said, "the password is not shown"
+
+
+def test_a_node_with_a_wrong_database_password_says_so_before_it_joins(here: Box) -> None:
+    url = "EFFILLM_DATABASE_URL=postgresql://effillm_fleet_login:wrong@postgres/effillm"
+    command = ("python", "-m", "effillm_worker.node", "--address", "fleet:1", "--cpu")
+    said = here.compose("run", "--rm", "-T", "--no-deps", "-e", url, "worker", *command, check=False)
+    (away,) = (json.loads(line) for line in said.splitlines() if '"database.away"' in line)
+    assert "password authentication failed" in away["why"]
+    assert "correct EFFILLM_DATABASE_URL" in away["why"]
+    assert "no Ray head answers at fleet:1" in said
+    assert "wrong" not in said, "the password is not shown"
 
 
 def test_an_old_worker_joins_no_newer_cluster(here: Box) -> None:
@@ -180,7 +256,29 @@ def test_the_gpu_profile_without_a_gpu_runtime_says_what_is_missing(here: Box) -
     assert "no GPU is visible here" in said
 
 
-def test_a_volume_that_cannot_be_written_is_named() -> None:
+def test_an_admin_key_of_ones_own_is_the_one_that_opens(here: Box) -> None:
+    own = replace(here, environment=here.environment | {"EFFILLM_ADMIN_KEY": secrets.token_hex(32)}, _key=None)
+    own.compose("up", "-d", "api")
+    wait(own, "the API is back", lambda: is_ready(own))
+    assert own.get("/v1/devices")["items"]
+    assert "cpu" in own.compose("run", "--rm", "-T", "cli", "devices")
+    assert own.environment["EFFILLM_ADMIN_KEY"] not in own.logs()
+    here.compose("up", "-d", "api")
+    wait(here, "the API is back", lambda: is_ready(here))
+
+
+def test_a_volume_of_somebody_else_is_named(here: Box, tmp_path: Path) -> None:
+    """Device locks in a folder of the box that belongs to whoever runs this test."""
+    tmp_path.chmod(0o755)
+    own = replace(here, environment=here.environment | {"LOCK_DIR": str(tmp_path)})
+    said = own.compose("run", "--rm", "-T", "--no-deps", "worker", check=False)
+    assert (
+        "EFFILLM_LOCK_DIR=/run/lock/effillm cannot be written (Permission denied): make it belong to user 10001" in said
+    )
+    assert "Traceback" not in said
+
+
+def test_a_secret_that_cannot_be_written_is_named() -> None:
     said = run_image("python", "-m", "effillm_server.secret_files", "/proc/none/secret")
     assert "/proc/none/secret cannot be written" in said
     assert "must belong to user 10001" in said
@@ -192,6 +290,20 @@ def run_image(*command: str) -> str:
     )
     assert done.returncode == 2
     return done.stderr.decode()
+
+
+def shown(hidden: dict[str, str], said: str) -> list[str]:
+    """Which of the secrets stand in what was said."""
+    return [what for what, secret in hidden.items() if secret in said]
+
+
+def wait_healthy(here: Box) -> None:
+    for service in LONG_RUNNING:
+        wait(
+            here,
+            f"{service} is healthy",
+            lambda name=service: here.inspect(name)["State"]["Health"]["Status"] == "healthy",
+        )
 
 
 def is_ready(here: Box) -> bool:

@@ -71,9 +71,9 @@ def test_the_variants_differ_in_torch_and_what_it_brings() -> None:
 
 
 def test_the_worker_image_has_what_the_worker_imports() -> None:
-    """Of what stands at the top of its files, and of the shared part of the server."""
+    """Of what stands at the top of its files, of the shared part of the server, and of the command line tool beside it."""
     listed = named([line for line in (ROOT / "requirements/worker.in").read_text().splitlines() if line[:1].isalpha()])
-    shared = [ROOT / "effillm_server" / part for part in ("contract", "catalog", "ledger")]
+    shared = [ROOT / "effillm_server" / part for part in ("contract", "catalog", "ledger", "cli", "runtimes")]
     files = [*(ROOT / "effillm_worker").rglob("*.py"), *(f for part in shared for f in part.rglob("*.py"))]
     files += (ROOT / "effillm_server").glob("*.py")
     known = packages_distributions()
@@ -83,9 +83,11 @@ def test_the_worker_image_has_what_the_worker_imports() -> None:
             for name in imported(node):
                 if name not in sys.stdlib_module_names and not name.startswith("effillm"):
                     needed[normal(known.get(name, [name])[0])] = file.name
-    needed.pop("httpx", None)  # catalog/hub.py asks the hub on behalf of the API
-    missing = {name: file for name, file in needed.items() if name not in listed and name not in lock("worker-cpu.txt")}
-    assert missing == {}
+    assert {"httpx", "ray", "sqlalchemy", "typer"} <= needed.keys()
+    for variant in ("worker-cpu.txt", "worker-cuda.txt"):
+        locked = lock(variant).keys()
+        assert {name: file for name, file in needed.items() if name not in locked} == {}, "name it in worker.in"
+        assert listed <= locked, "run `make lock`"
 
 
 def imported(node: ast.stmt) -> list[str]:

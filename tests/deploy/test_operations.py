@@ -25,10 +25,22 @@ def commands(page: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_service_that_a_command_names_exists(page: str) -> None:
-    named = re.findall(r"docker compose (?:run --rm|exec(?: -T)?|stop|restart|logs) ([a-z -]+)", PAGES[page])
+    named = re.findall(
+        r"docker compose (?:run --rm|exec|stop|restart|logs)((?: -T| -e \S+)*(?: [a-z-]+)+)", PAGES[page]
+    )
     assert named
     for words in named:
-        assert words.split()[0] in SERVICES, words
+        assert re.sub(r" -T| -e \S+", "", words).split()[0] in SERVICES, words
+
+
+def test_what_concerns_a_worker_concerns_the_gpu_worker_too() -> None:
+    for line in commands("operations.md"):
+        if re.match("docker compose (stop|restart) ", line):
+            assert {"worker", "worker-gpu"} <= set(line.split()) or "worker" not in line.split(), line
+    (rotated,) = (line for line in commands("operations.md") if "--rotate" in line and "run --rm migrate" in line)
+    given = [word for word in SERVICES["migrate"]["command"] if word.startswith("--login=")]
+    assert [word for word in rotated.split() if word.startswith("--login=")] == given
+    assert "`docker compose stop api fleet worker worker-gpu`" in PAGES["operations.md"]
 
 
 def test_every_database_login_and_node_command_in_the_pages_is_one_the_programs_take() -> None:
@@ -41,6 +53,17 @@ def test_every_database_login_and_node_command_in_the_pages_is_one_the_programs_
     assert joins
     for join in joins:
         node._parser().parse_args(join.split())
+
+
+def test_the_readmes_more_boxes_are_started_by_options_that_a_node_takes() -> None:
+    section = (ROOT / "README.md").read_text().split("## More boxes")[1].split("\n## ")[0]
+    starts = re.findall(r"^\.venv/bin/effillm node (.*)$", section, re.MULTILINE)
+    head, box = (node._parser().parse_args(start.split()) for start in starts)
+    assert (head.head, head.port) == (True, 6379)
+    assert box.address == f"head.lab:{head.port}"
+    assert f"EFFILLM_RAY_ADDRESS={box.address} .venv/bin/effillm up" in section
+    # The login in it is the owner's; where each box gets one of its own is said beside it.
+    assert "[docs/deploy.md](docs/deploy.md)" in section.split("```")[2].split("\n\n")[1]
 
 
 def test_every_file_that_a_command_installs_is_shipped() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ import httpx
 from effillm_server.ports import free_port
 
 ROOT = Path(__file__).parents[2]
+# What the commands of the page for one box read: the compose file, and what the images are built from.
+READ = ("docker-compose.yml", ".env.example", ".dockerignore", "Dockerfile.api", "Dockerfile.worker", "examples")
 LONG_RUNNING = ("postgres", "api", "fleet", "worker")
 SECRETS = {
     "the admin key": ("api", "/run/effillm/admin/key"),
@@ -30,7 +33,7 @@ UP_WITHIN_S = 300.0
 
 @dataclass
 class Box:
-    """A running project. Commands are those of the documentation, with the project's name."""
+    """A running project in a folder of its own. Commands are those of the documentation, with the project's name."""
 
     project: str
     port: int
@@ -41,17 +44,28 @@ class Box:
 
     @property
     def command(self) -> list[str]:
-        program = shlex.split(os.environ.get("COMPOSE", "docker compose"))
-        return [*program, "-f", str(ROOT / "docker-compose.yml"), "-p", self.project]
+        return [*shlex.split(os.environ.get("COMPOSE", "docker compose")), "-p", self.project]
 
-    def shell(self, step: str) -> None:
-        """Run a line of the documentation, `docker compose` left out, as a shell does, in a folder of the test's own."""
-        line = f"{shlex.join(self.command)} {step}"
+    @property
+    def is_old(self) -> bool:
+        """Whether compose is 1.29, which does not build with the engine's own network."""
+        done = subprocess.run([*self.command[:-2], "version", "--short"], capture_output=True, check=True, timeout=60)
+        return text(done.stdout).startswith("1.")
+
+    def script(self, commands: str, within_s: float = 900) -> str:
+        """What commands of the documentation write to stdout, run by a shell in the box's folder."""
+        lines = commands.replace("docker compose ", f"{shlex.join(self.command)} ")
         done = subprocess.run(
-            ["bash", "-c", line], cwd=self.folder, env=self.environment, capture_output=True, timeout=600
+            ["bash", "-e", "-o", "pipefail", "-c", lines],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=within_s,
         )
         if done.returncode != 0:
-            raise AssertionError(f"{line}: {done.returncode}\n{text(done.stdout)}\n{text(done.stderr)}")
+            raise AssertionError(f"{lines}: {done.returncode}\n{text(done.stdout)}\n{text(done.stderr)}")
+        return text(done.stdout)
 
     def compose(self, *arguments: str, check: bool = True, within_s: float = 300) -> str:
         """What the command wrote to stdout; its whole output in the error when it fails."""
@@ -71,6 +85,10 @@ class Box:
     def up(self) -> None:
         """Everything started; returns when the API serves and the worker's device is free."""
         self.compose("up", "-d")
+        self.wait_free()
+
+    def wait_free(self) -> None:
+        """Returns when the API serves and the worker's device is free."""
         until = time.monotonic() + UP_WITHIN_S
         while True:
             with suppress(httpx.HTTPError, KeyError):
@@ -86,6 +104,14 @@ class Box:
     def secret(self, what: str) -> str:
         service, path = SECRETS[what]
         return self.compose("exec", "-T", service, "cat", path).strip()
+
+    def secrets(self) -> dict[str, str]:
+        """Everything that nobody may see, by what it is."""
+        found = {what: self.secret(what) for what in SECRETS}
+        for service in ("api", "fleet", "worker"):
+            url = self.compose("exec", "-T", service, "cat", f"/run/effillm/{service}/database-url").strip()
+            found[f"the login of {service}"] = url.partition("://")[2].partition("@")[0].rpartition(":")[2]
+        return found
 
     def container(self, service: str) -> str:
         """Id of the service's container."""
@@ -125,6 +151,7 @@ class Box:
 def box(folder: Path, **environment: str) -> Iterator[Box]:
     """A project that is down, without containers, volumes and networks, at the end."""
     port = free_port()
+    lay_out(folder)
     made = Box(
         f"effillm-{secrets.token_hex(4)}", port, {**os.environ, "PUBLISH": f"127.0.0.1:{port}", **environment}, folder
     )
@@ -134,6 +161,20 @@ def box(folder: Path, **environment: str) -> Iterator[Box]:
         made.compose("--profile", "gpu", "down", "-v", "--remove-orphans", check=False)
         left = [kind for kind in ("volume", "network") if docker(kind, "ls", "-q", "--filter", f"name={made.project}_")]
         assert left == [], f"{left} outlived the project {made.project}"
+
+
+def lay_out(folder: Path) -> None:
+    """Copy what the commands read: a folder as a user has it, and no `.env` of whoever runs the tests."""
+    # The tool's container reads it as another user.
+    folder.chmod(0o755)
+    let_in = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for name in (*READ, *let_in):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, target)
 
 
 def docker(*arguments: str) -> str:

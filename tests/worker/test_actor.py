@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import subprocess
 import sys
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from tests.support.actors import (
     wait_free,
     wait_state,
 )
+from tests.support.clock import a_clock_off_by
 from tests.support.processes import command
 from tests.support.waiting import until
 
@@ -82,6 +85,30 @@ def test_a_new_actor_attests_its_device_and_says_what_it_is(actor: WorkerActor, 
     assert (found.state, found.boot_id) == (DeviceState.FREE, actor.status()["boot_id"])
     assert found.fingerprint_digest is not None
     assert found.ceiling is None  # of a declared device there is nothing to measure
+
+
+def test_an_actor_whose_boxs_clock_is_off_says_so_once_and_serves(
+    database_url: str,
+    tmp_path: Path,
+    engine: Engine,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("effillm_server.ledger.clock.datetime", a_clock_off_by(timedelta(minutes=5)))
+    with running(settings(database_url, tmp_path)) as actor:
+        wait_free(engine)
+        for _ in range(2):  # a cancelled job makes the actor settle once more
+            (job_id,) = submit(engine, cell(model=SLOW_MODEL))
+            grant(engine, actor)
+            with engine.begin() as connection:
+                queue.cancel_job(connection, job_id)
+            actor.check()
+            wait_state(engine, job_id, JobState.CANCELLED)
+            until("the actor is idle", lambda: actor.status()["job_id"] is None)
+            wait_free(engine)
+    (said,) = (json.loads(line) for line in capsys.readouterr().err.splitlines() if '"clock.off"' in line)
+    assert said["device"] == "t4-test-0"
+    assert "clock is 300 s ahead of the database's: set it by NTP" in said["why"]
 
 
 def test_a_lease_starts_at_once_and_is_measured_and_delivered(actor: WorkerActor, engine: Engine) -> None:

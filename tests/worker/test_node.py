@@ -1,28 +1,36 @@
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import signal
 import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
+import grpc
+import psutil
 import pytest
 import ray
+from ray.core.generated import ray_client_pb2, ray_client_pb2_grpc
 
 from effillm_server.errors import BadInput
 from effillm_server.ports import free_port
 from effillm_worker import fingerprint, head, node
 from effillm_worker.head import Versions, check_versions
+from effillm_worker.ledger_check import check_ledger
+from tests.support.clock import a_clock_off_by
 from tests.support.fake_ray_head import fake_ray_head
 from tests.support.processes import command
 from tests.support.ray_cluster import RayCluster, ray_cluster
 from tests.support.waiting import until
 
-# Of a database nobody asks: a node itself does not talk to it.
+# Of a database that does not answer: a node says so, and joins all the same.
 DATABASE = "postgresql://nobody@127.0.0.1:1/none"
 # A node leaves its cluster after this long without a head.
 PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "2"}
@@ -70,6 +78,38 @@ def test_a_node_without_a_database_is_refused(
     monkeypatch.delitem(os.environ, "EFFILLM_DATABASE_URL")
     assert node.main(["--head"]) == 2
     assert "EFFILLM_DATABASE_URL is not set" in capsys.readouterr().err
+
+
+def test_a_database_that_does_not_answer_is_said_at_once_with_what_to_do(
+    box: Path, token: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(os.environ, "EFFILLM_DATABASE_URL", DATABASE.replace("nobody@", "nobody:wrong@"))
+    with fake_ray_head("2.0.0") as address:
+        assert node.main(["--address", address, "--declare", "t4"]) == 2
+    said = capsys.readouterr().err
+    (away,) = (json.loads(line) for line in said.splitlines() if "database.away" in line)
+    assert away["why"].startswith("the database at postgresql://***@127.0.0.1:1/none does not answer (")
+    assert away["why"].endswith("start it or correct EFFILLM_DATABASE_URL")
+    assert "Ray is" in said, "and goes on to the head"
+    assert "wrong" not in said
+
+
+def test_a_node_without_devices_asks_no_database(box: Path, token: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_ray_head("2.0.0") as address:
+        assert node.main(["--address", address, "--no-devices"]) == 2
+    assert "database.away" not in capsys.readouterr().err
+
+
+def test_a_node_whose_clock_is_off_says_so_once(
+    database_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_ledger(database_url)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("effillm_server.ledger.clock.datetime", a_clock_off_by(timedelta(minutes=-5)))
+    check_ledger(database_url)
+    (said,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (said["event"], said["off_s"]) == ("clock.off", -300)
+    assert "clock is 300 s behind the database's: set it by NTP" in said["why"]
 
 
 def test_a_taken_port_is_refused(box: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,6 +232,48 @@ def test_a_python_other_than_the_heads_is_refused_by_a_real_head(cluster: RayClu
     finally:
         set_python(cluster, real)
         del cluster.nodes["old"]
+
+
+def test_a_driver_without_the_clusters_token_does_not_get_in(cluster: RayCluster) -> None:
+    code = f"import ray; ray.init(address={cluster.address!r}, log_to_driver=False); print('inside')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=cluster.environment, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Failed to connect to Ray cluster" in done.stderr
+    assert in_cluster(cluster, "print('inside')") == "inside\n", "with it, it does"
+
+
+def test_a_client_without_the_clusters_token_does_not_get_in(cluster: RayCluster) -> None:
+    """A head starts Ray's client server unasked, which runs whatever code a client brings."""
+    found = [re.search(r"ray\.util\.client\.server .*--port=(\d+)", " ".join(p.cmdline())) for p in cluster.processes()]
+    (port,) = (one[1] for one in found if one)
+    right = head.token_file(cluster.data_dir).read_text()
+    assert asked_by_client(port, None) == asked_by_client(port, "f" * 64) == grpc.StatusCode.UNAUTHENTICATED
+    assert asked_by_client(port, right) == grpc.StatusCode.OK
+
+
+def asked_by_client(port: str, token: str | None) -> grpc.StatusCode:
+    """What the client server answers to a client's first question."""
+    metadata = [("client_id", "test"), *([("authorization", f"Bearer {token}")] if token else [])]
+    request = ray_client_pb2.ClusterInfoRequest(type=ray_client_pb2.ClusterInfoType.PING)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            ray_client_pb2_grpc.RayletDriverStub(channel).ClusterInfo(request, timeout=20, metadata=metadata)
+        except grpc.RpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+def test_a_head_serves_no_dashboard(cluster: RayCluster) -> None:
+    listening: dict[str, set[int]] = {}
+    for one in cluster.processes():
+        ports = {c.laddr.port for c in one.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        listening[" ".join(one.cmdline())] = ports
+    assert int(cluster.address.rpartition(":")[2]) in set().union(*listening.values())
+    # What is left of it counts usage, which is off, and serves nobody.
+    assert [ports for line, ports in listening.items() if "dashboard/dashboard.py" in line] == [set()]
+    assert 8265 not in set().union(*listening.values())
 
 
 def test_a_node_rejoins_when_its_head_comes_back(cluster: RayCluster) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -15,8 +16,10 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from effillm_server.api import examples
-from effillm_server.api.__main__ import _listening, main
+from effillm_server.api.__main__ import _check_clock, _listening, main
+from effillm_server.ledger.engine import connect
 from effillm_server.settings import Settings
+from tests.support.clock import a_clock_off_by
 
 NOBODY = "postgresql://nobody:secret@127.0.0.1:9/nothing"
 PATIENCE_S = 30
@@ -93,6 +96,20 @@ def test_an_empty_database_is_migrated(empty_database_url: str) -> None:
     with started(DATABASE_URL=empty_database_url, PORT="0") as (_, url):
         answer = httpx.post(f"{url}/v1/sweeps", json=examples.DEFINITION, trust_env=False, timeout=PATIENCE_S)
     assert answer.status_code == 201
+
+
+def test_a_clock_that_is_off_is_said_when_it_starts(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = connect(database_url, "api")
+    _check_clock(engine)
+    assert caplog.records == []
+    monkeypatch.setattr("effillm_server.ledger.clock.datetime", a_clock_off_by(timedelta(minutes=5)))
+    _check_clock(engine)
+    engine.dispose()
+    (said,) = caplog.records
+    assert said.getMessage() == "clock.off"
+    assert "clock is 300 s ahead of the database's: set it by NTP" in vars(said)["why"]
 
 
 def submit(url: str) -> httpx.Response:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import datetime, timedelta, tzinfo
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine, text
@@ -15,6 +15,7 @@ from effillm_worker.fleet.loop import HEAD_LOST_S, Fleet
 from effillm_worker.fleet.offers import Offer
 from tests.support import ledger
 from tests.support.actors import database_away, of_device, of_job
+from tests.support.clock import a_clock_off_by
 from tests.support.fake_pool import FakePool
 
 TTL_S = 30.0
@@ -259,12 +260,7 @@ def test_a_clock_that_is_off_is_said_once_and_breaks_nothing(
     join(engine, pool)
     submit(engine, "cpu")
 
-    class Fast(datetime):
-        @classmethod
-        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
-            return datetime.now(tz) + timedelta(minutes=5)
-
-    monkeypatch.setattr("effillm_worker.fleet.loop.datetime", Fast)
+    monkeypatch.setattr("effillm_server.ledger.clock.datetime", a_clock_off_by(timedelta(minutes=5)))
     fleet.tick()
     fleet.tick()
     (said,) = events(capsys, "clock.off")
