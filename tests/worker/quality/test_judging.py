@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from effillm_server.contract.job import Cell, Lease
-from effillm_server.contract.outcome import Measured
+from effillm_server.contract.outcome import Fault, FaultKind, Measured
 from effillm_server.contract.quality import Quality, QualityPlan
 from effillm_server.contract.sweep import Isolation, MeasurementPlan
 from effillm_server.settings import Settings
@@ -116,15 +116,15 @@ def test_reading_the_unquantized_model_takes_no_time_from_loading(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[float] = []
-    original = Child.open
+    enough = Fault(fault=FaultKind.LOST, message="not loaded at all")
 
-    def watched(self: Child, opening: Open, deadline_s: float) -> Any:
+    def watched(self: Child, opening: Open, deadline_s: float) -> Fault:
         given.append(deadline_s)
-        return original(self, opening, deadline_s)
+        return enough
 
     monkeypatch.setattr(Child, "open", watched)
-    for number, (quantization, quality) in enumerate([("fp32", None), ("int8", PLAN)]):
-        assert isinstance(bench.measure(lease(simulated(quantization=quantization), number, quality=quality)), Measured)
+    for quality in (None, PLAN):
+        assert bench.measure(lease(simulated(), 1, quality=quality)) == enough
     assert given == [LOAD_DEADLINE_S, LOAD_DEADLINE_S + READING_S]
     # Its own sentence comes before the deadline ends the child, whatever else there was to do.
     assert reference.LONGEST_S <= READING_S <= LOAD_DEADLINE_S / 2
