@@ -73,11 +73,12 @@ def _open(channel: Channel, opening: Open) -> tuple[Engine | None, HeapStages]:
         _limit_memory(opening.memory_limit_bytes)
     try:
         engine = create(opening.cell.engine)
-        environment = engine.start(_load_request(opening))
+        request = _load_request(opening, channel)
+        environment = engine.start(request)
         waited += _prepare_judging(engine, opening)
         at_baseline = read()
         waited += environment.once_s + _stand_still(channel, engine, "baseline")
-        model = engine.load(_load_request(opening))
+        model = engine.load(request)
         engine.synchronize()
         load_s = time.monotonic() - begin - waited
         heap = HeapStages(at_baseline, read())
@@ -150,7 +151,11 @@ def _stand_still(channel: Channel, engine: Engine, stage: str) -> float:
     return time.monotonic() - begin
 
 
-def _load_request(opening: Open) -> LoadRequest:
+def _load_request(opening: Open, channel: Channel) -> LoadRequest:
+    # Reported, not counted: the counter would arm the watch for hangs, and a step of a training may take longer than a token.
+    def on_progress(phase: str, done: int, at_most: int) -> None:
+        channel.send(Progress(phase=phase, iteration=done, at_most=at_most))
+
     return LoadRequest(
         cell=opening.cell,
         threads=opening.threads,
@@ -160,6 +165,7 @@ def _load_request(opening: Open) -> LoadRequest:
         model_root=opening.model_root,
         allow_pickled=opening.allow_pickled,
         allow_hub=opening.allow_hub,
+        on_progress=on_progress,
     )
 
 

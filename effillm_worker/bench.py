@@ -31,11 +31,11 @@ from effillm_server.settings import Settings
 from effillm_worker import ceilings, fingerprint
 from effillm_worker.isolate import Child, ChildSpec, DeviceBusy
 from effillm_worker.log import event
-from effillm_worker.messages import Judge, Open, Run
+from effillm_worker.messages import READING_S, Judge, Open, Run
 from effillm_worker.weights import downloads
 
 DEFAULT_RUNTIME = "default"
-# A first load may download the weights.
+# A first load may download the weights, quantize them, train.
 LOAD_DEADLINE_S = 3600.0
 CLOSE_DEADLINE_S = 60.0
 # The child keeps the cell's time limit itself; this is for one that does not.
@@ -194,7 +194,8 @@ class Bench:
             self._warm = warm
             if (lease.job_id, lease.fence) in self._cancelled:
                 child.cancel()
-        opened = child.open(self._opening(lease), LOAD_DEADLINE_S)
+        opening = self._opening(lease)
+        opened = child.open(opening, LOAD_DEADLINE_S + (READING_S if opening.quality is not None else 0.0))
         return warm if isinstance(opened, ChildRecord) else opened
 
     def _start(self, lease: Lease, interpreter: str) -> Child | Fault:

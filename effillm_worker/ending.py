@@ -16,6 +16,10 @@ from effillm_server.contract.outcome import (
 from effillm_server.contract.units import format_bytes, format_seconds
 
 NEAR_LIMIT = 0.95
+# A part of the work may take this many times as long as the longest before it, and always this long, and still be on its way: parts of a
+# preparation differ more than tokens do.
+PACE_FACTOR = 10
+PACE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,26 @@ class Ending:
         return Exit(code=self.code, signal=self.signal, log_tail=self.log)
 
     def with_progress(self, seen: bool) -> Ending:
-        """This ending, knowing whether iterations were reported: that counts for a child that bumps no counter."""
+        """This ending, knowing whether reports of progress still came: that counts where no counter was bumped."""
         return replace(self, progressed=self.progressed or (seen and not self.moved))
+
+
+@dataclass
+class Pace:
+    """When parts of something long were reported as done: seconds on one clock, from its beginning."""
+
+    last: float
+    longest: float = 0.0
+    is_begun: bool = False
+
+    def note(self, now: float) -> None:
+        """One more part is done."""
+        self.longest = max(self.longest, now - self.last)
+        self.last, self.is_begun = now, True
+
+    def continues(self, now: float) -> bool:
+        """Whether parts were done, the last of them not longer ago than the next may take."""
+        return self.is_begun and now - self.last <= max(PACE_S, PACE_FACTOR * self.longest)
 
 
 @dataclass(frozen=True)

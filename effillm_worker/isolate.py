@@ -18,7 +18,7 @@ from effillm_server.contract.outcome import Cancelled, ChildRecord, Fault, Fault
 from effillm_server.contract.quality import Quality
 from effillm_server.contract.units import format_bytes
 from effillm_worker import limits
-from effillm_worker.ending import Doing, Ending, classify
+from effillm_worker.ending import Doing, Ending, Pace, classify
 from effillm_worker.environment import child_environment
 from effillm_worker.link import LAST_WORD_S, Link, Malformed
 from effillm_worker.messages import (
@@ -212,9 +212,9 @@ class Child:
 
     def _ask(self, command: Command, deadline_s: float, *, may_hang: bool = False) -> Answer | Ending | Malformed:
         """Say `command` and serve the child until it answers or ends. `may_hang`: only the deadline ends a silent one."""
-        until = time.monotonic() + deadline_s
+        begin = time.monotonic()
+        until, pace = begin + deadline_s, Pace(begin)
         self._link.order(op="watch", deadline_s=deadline_s, hang_s=None if may_hang else self.spec.hang_s)
-        progressed = False
         try:
             self._link.say(command, until)
             while True:
@@ -226,11 +226,11 @@ class Child:
                     case Window():
                         self._witness.window(is_open=report.open)
                     case Progress():
-                        progressed = True
+                        pace.note(time.monotonic())
                         if self.on_progress is not None:
                             self.on_progress(report)
                     case Ending():
-                        return report.with_progress(progressed)
+                        return report.with_progress(pace.continues(min(until, time.monotonic())))
                     case _:
                         self._link.order(op="idle")
                         return report

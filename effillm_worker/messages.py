@@ -13,11 +13,15 @@ from effillm_server.contract.outcome import CellMemory, InfeasibleReason, Loaded
 from effillm_server.contract.quality import Quality, QualityPlan
 from effillm_server.contract.sweep import MeasurementPlan
 
+# How long the unquantized model may be read before a quantized one is loaded. Longer costs the agreement, never the cells: this much
+# is added to the time that loading may take.
+READING_S = 1200.0
+
 
 class Open(Contract):
     """Load the model of this cell's group. `architecture` is the catalog's configuration for synthetic weights, if known.
 
-    `quality`: what `Judge` will ask for; what that needs of other models is made ready before this one is loaded.
+    `quality`: what `Judge` will ask for; what that needs of other models is made ready before this one is loaded, within READING_S.
     """
 
     kind: Literal["open"] = "open"
@@ -96,7 +100,7 @@ class Window(Contract):
 
 
 class Progress(Contract):
-    """An iteration has ended."""
+    """A part is done: of a cell an iteration, of what is prepared or judged a step. `at_most` 0: it is not known how many come."""
 
     kind: Literal["progress"] = "progress"
     phase: str

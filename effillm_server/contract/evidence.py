@@ -12,10 +12,11 @@ from effillm_server.contract.base import Contract
 class Quantized(Contract):
     """Stored in `LoadedModel.details["quantization"]` of every child that loads through transformers.
 
-    `theoretical_bits` leaves scales out; what is really stored is `LoadedModel.bits_per_weight`. `seconds` is the time the
-    quantization itself took, once, wherever its product then came from a cache; None where weights are only cast.
-    `disk_bytes` are the weight files the model was loaded from. `layers` counts quantized modules by the class that runs them,
-    `modules` by name with numbers as `*`; `kept` are the linear layers that were left as they are.
+    `theoretical_bits` leaves scales out, and is a mean over all linear layers where a plan gave each its own; what is really stored
+    is `LoadedModel.bits_per_weight`. `seconds` is the time the quantization itself took, once, wherever its product then came from
+    a cache; None where weights are only cast. `disk_bytes` are the weight files the model was loaded from. `layers` counts
+    quantized modules by the class that runs them, `modules` by name with numbers as `*`; `kept` are the linear layers that were left
+    as they are.
     """
 
     method: str

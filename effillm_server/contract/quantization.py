@@ -170,7 +170,9 @@ def _from_text(text: str) -> Parsed:
 def _from_mapping(value: Mapping[Any, Any]) -> Parsed:
     method = value.get("method")
     if not isinstance(method, str) or method not in METHODS:
-        if isinstance(method, str) and len(value) == 1 and _is_plugin(method):
+        if isinstance(method, str) and _is_plugin(method):
+            if len(value) > 1:
+                raise ValueError(f"{method} comes from another package and takes no options: its name is its label")
             return Parsed(method, method, {})
         raise ValueError(_no_method(method) if method is not None else f"the key method is missing: {_allowed()}")
     known = METHODS[method]

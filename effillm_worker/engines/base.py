@@ -26,9 +26,20 @@ class OutOfMemory(Exception):
         self.reason = reason
 
 
+# Called while something long is prepared: parts of it done, and of how many at most, 0 where that is not known.
+Tick = Callable[[int, int], None]
+
+
+def silent(*_: Any) -> None:
+    """Tells nobody."""
+
+
 @dataclass(frozen=True)
 class LoadRequest:
-    """Everything an engine needs to load: the group's cell, threads, device, where weights live."""
+    """Everything an engine needs to load: the group's cell, threads, device, where weights live.
+
+    `on_progress` is called with what is being prepared, parts of it done and of how many at most.
+    """
 
     cell: Cell
     threads: int
@@ -38,6 +49,7 @@ class LoadRequest:
     model_root: str | None = None
     allow_pickled: bool = False
     allow_hub: bool = True
+    on_progress: Callable[[str, int, int], None] = silent
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -255,6 +256,7 @@ class TransformersEngine:
             encode=self.encode,
             threads=request.threads,
             longest=self.context_window(),
+            tick=partial(request.on_progress, "quantizing"),
         )
 
     def _tokenizer(self) -> Any:

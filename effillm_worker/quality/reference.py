@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from effillm_server.contract.job import Cell
 from effillm_server.contract.quality import QualityPlan
+from effillm_worker import aside
 from effillm_worker.engines.base import LoadRequest, Unsupported
+from effillm_worker.messages import READING_S
 from effillm_worker.quality import perplexity
 from effillm_worker.quality.measure import REFERENCE, reference_folder
 from effillm_worker.quality.text import evaluation
 
-LONGEST_S = 3600.0
+LONGEST_S = READING_S
 
 
 def prepare(request: LoadRequest, plan: QualityPlan, identity: str, context_window: int | None) -> str:
@@ -48,10 +51,12 @@ def _in_a_process(request: LoadRequest, plan: QualityPlan) -> str:
         "architecture": request.architecture, "model_root": request.model_root, "allow_pickled": request.allow_pickled,
     }  # fmt: skip
     try:
-        done = subprocess.run(
+        done = aside.run(
             [sys.executable, "-m", "effillm_worker.quality.reader"],
-            input=json.dumps(job), text=True, capture_output=True, check=False, timeout=LONGEST_S,
-        )  # fmt: skip
+            json.dumps(job),
+            partial(request.on_progress, "reading the unquantized model"),
+            limit_s=LONGEST_S,
+        )
     except subprocess.TimeoutExpired:
         return f"no agreement: reading the text with the unquantized model took more than {LONGEST_S:g} s"
     if done.returncode == 0:

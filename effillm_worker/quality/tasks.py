@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from effillm_server.contract.quality import QualityPlan, TaskScore
+from effillm_worker.quantization.base import remedy
 
 OWN_TASKS = "tasks"  # folder below the model root with the lab's own task files
 BOOTSTRAP = 100  # for errors of metrics that are no means; those of means have a closed form
@@ -27,7 +28,9 @@ def run(
     missing = [package for package in NEEDED if find_spec(package) is None]
     if missing:
         names = ", ".join(plan.tasks)
-        return (), (f"no tasks ({names}): this runtime lacks {', '.join(missing)}: install effillm[quality]",)
+        return (), (
+            f"no tasks ({names}): this runtime lacks {', '.join(missing)}: install {remedy(missing, 'quality')}",
+        )
     scores: list[TaskScore] = []
     notes: list[str] = []
     with _offline():

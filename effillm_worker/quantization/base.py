@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
+import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from effillm_server.contract.quantization import Value, bits_of
-from effillm_worker.engines.base import Unsupported
+from effillm_worker.engines.base import Tick, Unsupported, silent
 from effillm_worker.weights import Source
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
@@ -41,7 +44,8 @@ class Packed:
 class Conversion:
     """What a method may use to quantize here. `encode` gives token ids by the model's tokenizer (synthetic weights: the catalog's).
 
-    `identity` names the weights exactly: what is made from them can be kept under it. `longest` is the context window.
+    `identity` names the weights exactly: what is made from them can be kept under it. `longest` is the context window. `tick` is to be
+    called with every step of what takes long: who says nothing for an hour counts as hung.
     """
 
     label: str
@@ -54,6 +58,7 @@ class Conversion:
     encode: Encode
     threads: int = 1
     longest: int | None = None
+    tick: Tick = silent
 
 
 class Method:
@@ -239,5 +244,12 @@ def require(packages: Iterable[str], why: str, extra: str = "worker") -> None:
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise Unsupported(
-            f"{why} needs {', '.join(missing)}, which this runtime does not have: install effillm[{extra}]"
+            f"{why} needs {', '.join(missing)}, which this runtime does not have: install {remedy(missing, extra)}"
         )
+
+
+def remedy(packages: Iterable[str], extra: str) -> str:
+    """What to install where these packages are missing: EffiLLM's extra, or, in an environment without EffiLLM, the packages by name."""
+    # Asked of the environment alone: a child in a foreign one has our source tree on its path, which may look installed.
+    is_ours = any(distributions(name="effillm", path=[sysconfig.get_path("purelib")]))
+    return f"effillm[{extra}]" if is_ours else f"it there ({sys.executable} -m pip install {' '.join(packages)})"

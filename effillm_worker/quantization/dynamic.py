@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from effillm_server.contract.units import format_bytes
-from effillm_worker.engines.base import Unsupported
+from effillm_worker.engines.base import Tick, Unsupported, silent
 from effillm_worker.quantization import base
 from effillm_worker.quantization.assign import Choice, path, total_bytes, total_harm
 from effillm_worker.quantization.sensitivity import (
@@ -58,23 +58,26 @@ class Dynamic(base.Method):
         begin = time.monotonic()
         layers = choices(model, sensitivity)
         if "memory" in self.choices:
-            plan, said = by_memory(model, layers, sample, float(self.choices["memory"]))
+            plan, said = by_memory(model, layers, sample, float(self.choices["memory"]), context.tick)
         else:
-            plan, said = by_quality(model, layers, sample, float(self.choices["quality"]))
+            plan, said = by_quality(model, layers, sample, float(self.choices["quality"]), context.tick)
         for name, layer in linear_layers(model).items():
             if plan[name].bits in BITS:
                 new = UniformLinear(weight_of(layer), layer.bias, plan[name].bits, channel=True)
                 replace(model, name, new.to(layer.weight.device))
+        mean_bits = _mean_bits(plan, layers)
         facts = {
             "plan": {name: choice.bits for name, choice in plan.items()},
-            "mean_bits": _mean_bits(plan, layers),
+            "mean_bits": mean_bits,
             "plan_bytes": total_bytes(plan),
             "predicted_kl": total_harm(plan),
             "sensitivity_at_2_3_4_bits": {name: list(by_bits.values()) for name, by_bits in sensitivity.kl.items()},
             "calibration": sample.described,
             **said,
         }
-        return {"seconds": sensitivity.seconds + time.monotonic() - begin, "facts": facts}
+        seconds = sensitivity.seconds + time.monotonic() - begin
+        # The budget is a limit, the plan what is stored: its bits are the row's.
+        return {"seconds": seconds, "theoretical_bits": mean_bits, "facts": facts}
 
     def packed(self, module: Any) -> base.Packed | None:
         from effillm_worker.quantization.codes import packed_matrix
@@ -99,7 +102,7 @@ def choices(model: Any, sensitivity: Sensitivity) -> dict[str, tuple[Choice, ...
 
 
 def by_memory(
-    model: Any, layers: dict[str, tuple[Choice, ...]], sample: Sample, share: float
+    model: Any, layers: dict[str, tuple[Choice, ...]], sample: Sample, share: float, tick: Tick = silent
 ) -> tuple[Plan, dict[str, Any]]:
     """The least harmful plan found within `share` of half precision. Raises Unsupported with the smallest there is."""
     half = HALF_PRECISION_BYTES * _weights(model)
@@ -114,20 +117,21 @@ def by_memory(
         )
     *_, plan = path(layers, budget)
     starts = [plan, *level_plan(layers, budget)]
-    trial = Trial(model, sample)
+    trial = Trial(model, sample, tick)
     found = [improved(start, layers, budget, trial, TRIES // len(starts)) for start in starts]
-    plan, said = _best_unseen(model, [*sorted(found, key=trial), *starts], sample)
+    plan, said = _best_unseen(model, [*sorted(found, key=trial), *starts], sample, tick)
     return plan, {"budget_bytes": budget, "measured_kl": trial(plan), "plans_tried": trial.tried, **said}
 
 
-def _best_unseen(model: Any, plans: list[Plan], sample: Sample) -> tuple[Plan, dict[str, Any]]:
+def _best_unseen(model: Any, plans: list[Plan], sample: Sample, tick: Tick) -> tuple[Plan, dict[str, Any]]:
     """The plan of the lowest perplexity on text that had no part in finding any; the first when there is no such text."""
     if not sample.unseen:
         return plans[0], {}
     unseen = Sample(sample.unseen, {})
     before = mean_nll(model, unseen)
-    rises = []
+    rises: list[float] = []
     for plan in plans:
+        tick(len(rises), len(plans))
         with planned(model, _coded(plan)):
             rises.append(math.expm1(min(700.0, mean_nll(model, unseen) - before)))
     best = min(range(len(plans)), key=lambda index: rises[index])
@@ -140,10 +144,10 @@ def _coded(plan: Plan) -> dict[str, int | None]:
 
 
 class Trial:
-    """Whole plans tried on a sample: the mean KL of next tokens against the untouched model, nats."""
+    """Whole plans tried on a sample: the mean KL of next tokens against the untouched model, nats. `tick` is called after each."""
 
-    def __init__(self, model: Any, sample: Sample) -> None:
-        self._model, self._sample = model, sample
+    def __init__(self, model: Any, sample: Sample, tick: Tick = silent) -> None:
+        self._model, self._sample, self._tick = model, sample, tick
         self._original = list(distributions(model, sample))
         self._known: dict[tuple[int, ...], float] = {}
 
@@ -152,6 +156,7 @@ class Trial:
         if key not in self._known:
             with planned(self._model, _coded(plan)):
                 self._known[key] = mean_kl(self._original, distributions(self._model, self._sample))
+            self._tick(self.tried, 0)
         return self._known[key]
 
     @property
@@ -218,7 +223,7 @@ def _next(choices: tuple[Choice, ...], choice: Choice, step: int) -> Choice | No
 
 
 def by_quality(
-    model: Any, layers: dict[str, tuple[Choice, ...]], sample: Sample, share: float
+    model: Any, layers: dict[str, tuple[Choice, ...]], sample: Sample, share: float, tick: Tick = silent
 ) -> tuple[Plan, dict[str, Any]]:
     """The smallest plan on the way from 2 bits up whose measured rise of perplexity on the sample is at most `share`.
 
@@ -232,6 +237,7 @@ def by_quality(
         if index not in rises:
             with planned(model, _coded(plans[index])):
                 rises[index] = math.expm1(min(700.0, mean_nll(model, sample) - before))
+            tick(len(rises), 0)
         return rises[index]
 
     low, high = 0, len(plans) - 1  # the last plan leaves every layer as it is: no rise at all

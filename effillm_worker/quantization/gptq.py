@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-import subprocess
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,8 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from effillm_server.contract.outcome import InfeasibleReason
 from effillm_server.contract.quantization import Value
-from effillm_worker.engines.base import Unsupported
+from effillm_worker import aside
+from effillm_worker.engines.base import OutOfMemory, Unsupported
 from effillm_worker.engines.checkpoint import folder_of
 from effillm_worker.quality.text import Text, calibration, encode
 from effillm_worker.quantization import base, gptq_kernels
@@ -175,8 +177,8 @@ def library() -> str:
                 continue
             return name
     raise Unsupported(
-        "gptq needs GPTQModel or auto-gptq, and this runtime has neither: install effillm[gptq], or make a runtime with "
-        "`effillm runtime create autogptq`"
+        f"gptq needs GPTQModel or auto-gptq, and this runtime has neither: install {base.remedy(('gptqmodel', 'optimum'), 'gptq')}, "
+        "or make a runtime with `effillm runtime create autogptq`"
     )
 
 
@@ -215,7 +217,7 @@ def _act_order(settings: Mapping[str, Any]) -> bool:
 def _make(
     context: base.Conversion, library: str, options: Mapping[str, Any], sequences: list[list[int]], out: Path, said: Mapping[str, Any]
 ) -> None:  # fmt: skip
-    """Quantize in a process of its own: this one's memory is about to be measured. Raises Unsupported, GptqFailed."""
+    """Quantize in a process of its own: this one's memory is about to be measured. Raises Unsupported, OutOfMemory, GptqFailed."""
     job = {
         "location": context.source.location, "revision": context.source.options.get("revision"), "library": library,
         "options": dict(options), "sequences": sequences, "device": context.device, "out": str(out), "calibration": dict(said),
@@ -224,7 +226,14 @@ def _make(
     # GPTQModel takes half of the processors for its workers, and on two processors waits for itself with one.
     environment = os.environ | {"GPTQMODEL_CPU_WORKERS": str(max(2, context.threads))}
     command = [sys.executable, "-m", "effillm_worker.quantization.gptq_make"]
-    done = subprocess.run(command, input=json.dumps(job), text=True, capture_output=True, check=False, env=environment)
+    done = aside.run(command, json.dumps(job), context.tick, environment=environment)
+    if done.returncode == -signal.SIGKILL:
+        # Nobody else kills it: the kernel does, and counts that only where this box's control groups can be read.
+        raise OutOfMemory(
+            InfeasibleReason.OUT_OF_HOST_MEMORY,
+            f"quantizing by {LIBRARIES[library]} was ended by SIGKILL, as the kernel does when memory runs out: take a box with more, "
+            "or a published GPTQ checkpoint",
+        )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
         if done.returncode == CANNOT:

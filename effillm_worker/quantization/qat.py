@@ -75,7 +75,7 @@ class Qat(base.Method):
                         f"the training text {text.name!r} has {len(ids)} tokens, qat needs {MIN_TOKENS}: use a longer text"
                     )
                 begin = time.monotonic()
-                matrices, about = train(model, ids, recipe, context.longest)
+                matrices, about = train(model, ids, recipe, context.longest, context.tick)
                 save_file(matrices, str(part / MATRICES))
                 said = {"text": text.name, "digest": text.digest, "tokens": len(ids), **recipe.described, **about}
                 (part / ABOUT).write_text(json.dumps(said | {"seconds": time.monotonic() - begin}))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from effillm_worker.engines.base import Unsupported
+from effillm_worker.engines.base import Tick, Unsupported, silent
 from effillm_worker.quality.text import calibration, encode
 from effillm_worker.quantization.base import Conversion
 from effillm_worker.quantization.codes import dequantize, linear_layers, quantize, weight_of
@@ -93,7 +93,7 @@ def kept(model: Any, sample: Sample, context: Conversion) -> Sensitivity:
     folder = Path(context.cache_dir) / "sensitivity" / digest
     with written_once(folder) as part:
         if part is not None:
-            found = measure(model, sample)
+            found = measure(model, sample, context.tick)
             text = json.dumps({"kl": found.kl, "seconds": found.seconds})
             (part / "sensitivity.json").write_text(text)
     read = json.loads((folder / "sensitivity.json").read_text())
@@ -101,16 +101,18 @@ def kept(model: Any, sample: Sample, context: Conversion) -> Sensitivity:
     return Sensitivity(kl, read["seconds"])
 
 
-def measure(model: Any, sample: Sample) -> Sensitivity:
-    """Each linear layer at 2, 3 and 4 bits, all others as they are. Weights are put back bit by bit."""
+def measure(model: Any, sample: Sample, tick: Tick = silent) -> Sensitivity:
+    """Each linear layer at 2, 3 and 4 bits, all others as they are. Weights are put back bit by bit. `tick` is called after each layer."""
     begin = time.monotonic()
     original = list(distributions(model, sample))
     kl: dict[str, dict[int, float]] = {}
-    for name, layer in linear_layers(model).items():
+    layers = linear_layers(model)
+    for name, layer in layers.items():
         kl[name] = {}
         for bits in MEASURED:
             with stored_as(layer, bits):
                 kl[name][bits] = mean_kl(original, distributions(model, sample))
+        tick(len(kl), len(layers))
     return Sensitivity(kl, time.monotonic() - begin)
 
 

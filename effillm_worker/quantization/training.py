@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from effillm_worker.engines.base import Unsupported
+from effillm_worker.engines.base import Tick, Unsupported, silent
 from effillm_worker.quantization.codes import dequantize, linear_layers, quantize, weight_of
 
 SEED = 20_240_229
@@ -41,13 +41,14 @@ class Recipe:
 
 
 def train(
-    model: Any, ids: Sequence[int], recipe: Recipe, context_window: int | None
+    model: Any, ids: Sequence[int], recipe: Recipe, context_window: int | None, tick: Tick = silent
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The trained matrix of every linear layer, [out, in], float32, on the CPU; and the course of the loss.
 
     The model is left as it was. Only matrices of linear layers learn; the teacher is the model itself, unquantized, so the text
     need not be what it was trained on. Every tenth of the steps the loss is taken on a part of the text that is not trained on, and
-    the matrices of the smallest are kept, those of the beginning among them. Raises Unsupported when the training diverges.
+    the matrices of the smallest are kept, those of the beginning among them. `tick` is called after each step. Raises Unsupported when
+    the training diverges.
     """
     length = min(LENGTH, context_window or LENGTH)
     text, unseen = _split(torch.tensor(ids), length)
@@ -56,6 +57,7 @@ def train(
         best = _copied(layers)
         pause = max(1, math.ceil(recipe.steps / PAUSES))
         for step in _steps(model, layers, text, length, recipe):
+            tick(step, recipe.steps)
             if step % pause == 0 or step == recipe.steps:
                 course.append(_unseen_loss(model, layers, unseen))
                 if course[-1] == min(course):

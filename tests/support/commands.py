@@ -27,11 +27,13 @@ def environment(**settings: str) -> dict[str, str]:
     return kept | {"COLUMNS": "200", "NO_COLOR": "1"} | settings
 
 
-def effillm(*arguments: str, stdin: str | None = None, **settings: str) -> subprocess.CompletedProcess[str]:
+def effillm(
+    *arguments: str, stdin: str | None = None, within_s: float = WITHIN_S, **settings: str
+) -> subprocess.CompletedProcess[str]:
     """The finished command; EFFILLM_* settings as keywords."""
     return subprocess.run(
         [sys.executable, "-m", "effillm_server.cli", *arguments],
-        env=environment(**settings), input=stdin, capture_output=True, text=True, timeout=WITHIN_S, check=False,
+        env=environment(**settings), input=stdin, capture_output=True, text=True, timeout=within_s, check=False,
     )  # fmt: skip
 
 

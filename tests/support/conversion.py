@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from effillm_worker.engines.base import Tick, silent
 from effillm_worker.quality import perplexity
 from effillm_worker.quantization import method
 from effillm_worker.quantization.base import Conversion, account
@@ -56,17 +57,18 @@ class Bed:
         tokenizer = AutoTokenizer.from_pretrained(self.folder)
         return [list(tokenizer(text, verbose=False)["input_ids"]) for text in texts]
 
-    def context(self, label: str, cache_dir: Path | None = None) -> Conversion:
+    def context(self, label: str, cache_dir: Path | None = None, tick: Tick = silent) -> Conversion:
         return Conversion(
             label=label, device="cpu", dtype="float32", cache_dir=cache_dir or self.root / "cache", model_root=str(self.root),
             source=Source(str(self.folder)), identity=self.folder.name, encode=self.encode, threads=2, longest=CONTEXT,
+            tick=tick,
         )  # fmt: skip
 
-    def convert(self, label: str) -> tuple[Any, dict[str, Any]]:
+    def convert(self, label: str, cache_dir: Path | None = None, tick: Tick = silent) -> tuple[Any, dict[str, Any]]:
         """A fresh model as the label's method makes it, and what it says of it."""
         model, made = self.load(), method(label)
         made.start("cpu", "float32")
-        said = made.convert(model, None, self.context(label))
+        said = made.convert(model, None, self.context(label, cache_dir, tick))
         return model, said
 
     def nll(self, model: Any) -> float:

@@ -43,13 +43,11 @@ def load(cache: Path, label: str, **changes: Any) -> tuple[Any, LoadedModel, Qua
     return engine._model, found, Quantized.model_validate(found.details["quantization"])
 
 
-def own_path(cache: Path, **options: Any) -> torch.Tensor:
+def own_path(cache: Path, dtype: torch.dtype = torch.float32, **options: Any) -> torch.Tensor:
     """Logits of the same checkpoint as transformers loads it by itself."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder(cache), dtype=torch.float32, device_map={"": "cpu"}, **options
-    ).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder(cache), dtype=dtype, device_map={"": "cpu"}, **options).eval()
     return logits(model)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from effillm_server.contract.outcome import Cancelled, ChildRecord, Fault, FaultKind, Infeasible, InfeasibleReason
-from effillm_worker.ending import Doing, Ending, classify
+from effillm_worker.ending import PACE_FACTOR, PACE_S, Doing, Ending, Pace, classify
 
 CHILD = ChildRecord(id="c", load_group="g", pid=1, started_at="2025-01-01T00:00:00Z")
 DOING = Doing("batch 4 of m", 90.0, 10**9, warm=True, child=CHILD)
@@ -53,6 +53,22 @@ def test_reported_iterations_count_as_progress_only_without_a_counter() -> None:
     assert Ending("deadline").with_progress(seen=True).progressed
     assert not Ending("deadline", moved=True).with_progress(seen=True).progressed
     assert not Ending("deadline").with_progress(seen=False).progressed
+
+
+def test_a_part_that_is_long_overdue_is_no_progress_any_more() -> None:
+    pace = Pace(1000.0)
+    assert not pace.continues(1000.0)  # nothing was ever done
+    for now in (1010.0, 1110.0, 1120.0):
+        pace.note(now)
+    assert pace.continues(1120.0 + PACE_FACTOR * 100)
+    assert not pace.continues(1120.0 + PACE_FACTOR * 100 + 1)
+
+
+def test_quick_parts_do_not_make_a_pause_a_hang() -> None:
+    pace = Pace(0.0)
+    pace.note(0.1)
+    assert pace.continues(0.1 + PACE_S)
+    assert not pace.continues(0.2 + PACE_S)
 
 
 def test_messages_say_what_ended_it() -> None:

@@ -285,12 +285,29 @@ def judge(talk: Talk) -> None:
     talk.say(Judged(quality=Quality(text="shipped", losses=Losses(nll=(2.0, 2.5), tokens=(100, 100)), seconds=0.8)))
 
 
+def prepare(talk: Talk) -> None:
+    """Three steps before the model is loaded, each of which takes longer than a hang may."""
+    for step in (1, 2, 3):
+        time.sleep(0.4)
+        talk.say(Progress(phase="quantizing", iteration=step, at_most=3))
+    load(talk, simulated=False)
+
+
+def prepare_for_ever(talk: Talk) -> NoReturn:
+    """Step after step."""
+    step = 0
+    while True:
+        step += 1
+        talk.say(Progress(phase="quantizing", iteration=step, at_most=0))
+        time.sleep(0.05)
+
+
 IN_JUDGE: dict[str, Callable[[Talk], None]] = {
     "crash_in_judge": crash, "hang_in_judge": silent, "gibberish_in_judge": gibberish,
 }  # fmt: skip
 IN_OPEN: dict[str, Callable[[Talk], None]] = {
     "hang_in_open": silent, "crash_in_open": crash, "refuse_in_open": refuse, "tell_on_stderr": tell_on_stderr,
-    "tell_by_report": tell_by_report,
+    "tell_by_report": tell_by_report, "prepare_in_open": prepare, "prepare_for_ever_in_open": prepare_for_ever,
 }  # fmt: skip
 IN_CLOSE: dict[str, Callable[[Talk], None]] = {"hang_in_close": silent}
 IN_RUN: dict[str, Callable[[Talk], None]] = {

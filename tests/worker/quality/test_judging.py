@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from effillm_server.contract.job import Cell, Lease
-from effillm_server.contract.outcome import Measured
+from effillm_server.contract.outcome import Fault, FaultKind, Measured
 from effillm_server.contract.quality import Quality, QualityPlan
 from effillm_server.contract.sweep import Isolation, MeasurementPlan
 from effillm_server.settings import Settings
-from effillm_worker.bench import Bench
+from effillm_worker.bench import LOAD_DEADLINE_S, Bench
 from effillm_worker.isolate import Child
-from effillm_worker.messages import CellRecord, Judge, Judged, Opened, Progress
+from effillm_worker.messages import READING_S, CellRecord, Judge, Judged, Open, Opened, Progress
+from effillm_worker.quality import reference
 from tests.support import trained
 from tests.support.child import child_process, opening
 from tests.support.child import run as measure_this
@@ -112,6 +113,24 @@ def test_a_sweep_that_does_not_ask_for_quality_gets_none(bench: Bench) -> None:
     outcome = bench.measure(lease(simulated(), 1, quality=None))
     assert isinstance(outcome, Measured) and outcome.child.loaded_model is not None
     assert outcome.child.loaded_model.quality is None
+
+
+def test_reading_the_unquantized_model_takes_no_time_from_loading(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+    enough = Fault(fault=FaultKind.LOST, message="not loaded at all")
+
+    def watched(self: Child, opening: Open, deadline_s: float) -> Fault:
+        given.append(deadline_s)
+        return enough
+
+    monkeypatch.setattr(Child, "open", watched)
+    for quality in (None, PLAN):
+        assert bench.measure(lease(simulated(), 1, quality=quality)) == enough
+    assert given == [LOAD_DEADLINE_S, LOAD_DEADLINE_S + READING_S]
+    # Its own sentence comes before the deadline ends the child, whatever else there was to do.
+    assert reference.LONGEST_S <= READING_S <= LOAD_DEADLINE_S / 2
 
 
 def test_a_child_judges_between_cells_and_goes_on_measuring(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from effillm_server.contract.quality import Quality, QualityPlan
 from effillm_worker.engines.base import LoadRequest
 from effillm_worker.engines.transformers import TransformersEngine
+from effillm_worker.quality import reference
 from tests.support import trained
 from tests.support.fake_engine import cell
 
@@ -131,6 +132,15 @@ def test_time_that_runs_out_is_said_in_words(root: Path, cache: Path) -> None:
     found = engine.judge(PLAN.model_copy(update={"agreement": False}), 0.0)
     assert found.losses is None
     assert "1 of 16 windows were read in the time a cell has" in found.notes[0]
+
+
+def test_an_unquantized_model_that_is_read_too_slowly_costs_the_agreement_and_nothing_else(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "LONGEST_S", 0.2)
+    found = judged(root, tmp_path, "int8")
+    assert found.notes == ("no agreement: reading the text with the unquantized model took more than 0.2 s",)
+    assert (found.agreement, found.tokens) == (None, 2048)
 
 
 @pytest.mark.quantization

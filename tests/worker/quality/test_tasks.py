@@ -68,6 +68,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.quantization
+@pytest.mark.timeout(900)  # the first run on a box trains the model
 @pytest.mark.filterwarnings("ignore")
 def test_a_task_of_the_labs_own_is_scored_by_the_harness_from_the_loaded_weights(root: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer

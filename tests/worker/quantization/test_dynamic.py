@@ -55,6 +55,29 @@ def test_bits_of_each_layer_are_those_of_the_plan(bed: Bed) -> None:
     assert stored == {name: bits for name, bits in said["facts"]["plan"].items() if bits <= 8}
 
 
+def test_bits_in_theory_are_the_plans_mean_and_not_the_budget(bed: Bed) -> None:
+    model, said = bed.convert(LABEL)
+    layers = [module for module in model.modules() if hasattr(module, "bits")]
+    assert len(layers) == len(said["facts"]["plan"])  # so small a budget leaves no layer as it is
+    weights = [layer.in_features * layer.out_features for layer in layers]
+    mean = sum(layer.bits * count for layer, count in zip(layers, weights, strict=True)) / sum(weights)
+    assert said["theoretical_bits"] == pytest.approx(mean)
+    assert said["theoretical_bits"] < 16 * 0.3 - 0.05  # a range per output channel takes its part of the budget
+
+
+def test_each_layer_and_each_plan_tried_is_told(bed: Bed, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    _, said = bed.convert(LABEL, tmp_path, lambda *step: told.append(step))
+    layers = len(said["facts"]["plan"])
+    assert told[:layers] == [(layer, layers) for layer in range(1, layers + 1)]
+    tried = said["facts"]["plans_tried"]
+    assert told[layers : layers + tried] == [(plan, 0) for plan in range(1, tried + 1)]
+    compared = told[layers + tried :]
+    assert compared == [(plan, len(compared)) for plan in range(len(compared))]
+    assert compared
+    assert tried > 1
+
+
 @pytest.mark.quantization
 def test_sensitivity_is_measured_once_for_all_budgets(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     bed.convert(LABEL)

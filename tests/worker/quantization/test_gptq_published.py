@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from effillm_server.contract.outcome import InfeasibleReason
 from effillm_worker.engines.base import Unsupported
-from effillm_worker.quantization import gptq_kernels, method
+from effillm_worker.measure.refusal import answer
+from effillm_worker.quantization import gptq, gptq_kernels, method
+from effillm_worker.quantization.base import Conversion
 from effillm_worker.quantization.gptq import published
 from effillm_worker.weights import Source
 
@@ -51,6 +55,39 @@ def test_a_checkpoint_that_is_what_the_label_asks_for_is_taken_with_the_labels_k
 def test_a_checkpoint_of_other_settings_is_not_measured_under_the_label(label: str, sentence: str) -> None:
     with pytest.raises(Unsupported, match=sentence):
         method(label).accept(config(**SETTINGS), Source("/nowhere"))
+
+
+def test_bits_in_theory_are_those_of_the_published_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptq, "library", lambda: "auto_gptq")
+    monkeypatch.setattr(gptq, "version", lambda _: "0.7.1")
+    made = method("gptq")
+    made.check("cpu", "float32")
+    assert made.theoretical_bits == 4
+    made.accept(config(**SETTINGS), Source("/nowhere"))
+    assert made.evidence(None)["theoretical_bits"] == 3
+
+
+@pytest.mark.parametrize("ending", ["kill -9 $$", 'echo "cannot allocate memory" >&2; exit 1', "exit 7"])
+def test_quantizing_that_the_kernel_ends_is_out_of_memory(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter = tmp_path / "python"
+    interpreter.write_text(f"#!/bin/sh\n{ending}\n")
+    interpreter.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    context = Conversion(
+        label="gptq", device="cpu", dtype="float32", cache_dir=tmp_path, model_root=None, source=Source("/nowhere"), identity="w",
+        encode=lambda _: [],
+    )  # fmt: skip
+    with pytest.raises(Exception, match=r"quantizing by GPTQModel") as raised:
+        gptq._make(context, "gptqmodel", {}, [[1, 2]], tmp_path, {})
+    found = answer(raised.value)
+    if ending == "exit 7":
+        assert isinstance(raised.value, gptq.GptqFailed) and found is None  # a fault, tried again
+    else:
+        assert found is not None and found[0] is InfeasibleReason.OUT_OF_HOST_MEMORY
+    if ending.startswith("kill"):
+        assert "ended by SIGKILL, as the kernel does when memory runs out" in str(raised.value)
 
 
 def test_a_checkpoint_quantized_otherwise_is_not_gptq() -> None:

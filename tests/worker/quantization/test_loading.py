@@ -48,23 +48,28 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 BLOCKS = LINEAR // 64
 PREDICTED = {
     "fp32": 4 * LINEAR,
+    "bf16": 2 * LINEAR,
     "int8": LINEAR + 4 * ROWS,
     "int4": LINEAR // 2 + 4 * BLOCKS,
+    "int4-fp4": LINEAR // 2 + 4 * BLOCKS,
     "int4-nf4-double": LINEAR // 2 + BLOCKS + 4 * BLOCKS // 256,
     "uniform-b4": LINEAR // 2,
     "uniform-b3-channel": 3 * LINEAR // 8 + 8 * ROWS,
+    "qat-b3-n2": 3 * LINEAR // 8 + 8 * ROWS,
 }
 
 
 @pytest.mark.parametrize("label", PREDICTED)
 def test_stored_bytes_are_within_three_per_cent_of_the_predicted(cache: Path, label: str) -> None:
-    _, found, evidence = load(cache, label)
+    is_half = label == "bf16"
+    _, found, evidence = load(cache, label, dtype="bfloat16" if is_half else "float32")
     # Double quantization keeps a code book of 1 KiB per matrix, which only so small a model notices.
     books = len(MATRICES) * 1100 if label.endswith("double") else len(MATRICES) * 64 if label.startswith("int4") else 0
-    assert found.weight_bytes == pytest.approx(PREDICTED[label] + REST + books, rel=0.03)
+    rest = REST // 2 if is_half else REST
+    assert found.weight_bytes == pytest.approx(PREDICTED[label] + rest + books, rel=0.03)
     assert found.parameters == LINEAR + REST // 4
     assert found.bits_per_weight == pytest.approx(8 * found.weight_bytes / found.parameters)
-    assert evidence.quantized_weights == (0 if label == "fp32" else LINEAR)
+    assert evidence.quantized_weights == (0 if label in ("fp32", "bf16") else LINEAR)
     assert found.details["multiplied_weights"] == LINEAR + WORDS * WIDTH
 
 
@@ -92,6 +97,7 @@ def test_evidence_names_the_layers_their_kernel_and_what_it_took(
     ("label", "settings"),
     [
         ("int8-t0.5", {"load_in_8bit": True, "llm_int8_threshold": 0.5}),
+        ("int4", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
         ("int4-fp4", {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}),
         (
             "int4-nf4-double",
@@ -106,6 +112,14 @@ def test_output_is_that_of_the_librarys_own_loading_path(cache: Path, label: str
     expected = own_path(cache, quantization_config=BitsAndBytesConfig(**settings, bnb_4bit_compute_dtype="float32"))
     assert torch.equal(logits(model), expected)
     assert not torch.equal(expected, own_path(cache))
+
+
+def test_bf16_output_is_that_of_transformers_own_loading_path(cache: Path) -> None:
+    model, found, _ = load(cache, "bf16", dtype="bfloat16")
+    expected = own_path(cache, torch.bfloat16)
+    assert expected.dtype is torch.bfloat16
+    assert torch.equal(logits(model), expected)
+    assert (found.dtype, found.bits_per_weight) == ("bfloat16", 16)
 
 
 def test_int4_says_the_type_that_its_kernel_brings_its_inputs_to(cache: Path) -> None:
@@ -139,6 +153,25 @@ def test_uniform_output_is_that_of_the_weights_its_codes_stand_for(cache: Path) 
         for name, module in plain.named_modules():
             if isinstance(module, torch.nn.Linear) and "layers" in name:
                 module.weight.copy_(dequantize(*quantize(module.weight, 5, channel=True), torch.float32))
+    assert torch.allclose(logits(model), logits(plain), atol=1e-6)
+
+
+def test_qat_output_is_that_of_the_codes_of_its_trained_matrices(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    from effillm_worker.quantization.codes import dequantize, quantize
+
+    model, _, _ = load(tmp_path, "qat-b4-n2")
+    (kept,) = (tmp_path / "qat").glob("*/matrices.safetensors")
+    matrices = load_file(str(kept))
+    plain = AutoModelForCausalLM.from_pretrained(folder(tmp_path), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, matrix in matrices.items():
+            weight = plain.get_submodule(name).weight
+            assert matrix.shape == weight.shape
+            weight.copy_(dequantize(*quantize(matrix, 4, channel=True), torch.float32))
+    assert len(matrices) == 4 * LAYERS
     assert torch.allclose(logits(model), logits(plain), atol=1e-6)
 
 

@@ -101,8 +101,15 @@ def test_starting_a_method_runs_its_kernel_and_silences_its_log(name: str) -> No
     assert logging.getLogger("bitsandbytes").level == logging.ERROR
 
 
-def test_missing_package_is_named() -> None:
-    with pytest.raises(Unsupported, match="int8 needs nonesuch_package, which this runtime does not have"):
+def test_missing_package_is_named_with_the_extra_that_brings_it() -> None:
+    said = r"^int8 needs nonesuch_package, which this runtime does not have: install effillm\[worker\]$"
+    with pytest.raises(Unsupported, match=said):
+        base.require(("nonesuch_package", "torch"), "int8")
+
+
+def test_an_environment_without_effillm_is_told_the_bare_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "distributions", lambda **_: iter(()))
+    with pytest.raises(Unsupported, match=r"install it there \(\S+ -m pip install nonesuch_package\)$"):
         base.require(("nonesuch_package", "torch"), "int8")
 
 

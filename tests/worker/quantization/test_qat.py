@@ -80,6 +80,22 @@ def test_training_that_diverges_says_so_and_keeps_nothing(bed: Bed) -> None:
     assert 10 not in kept
 
 
+def test_a_loss_that_is_no_number_is_a_divergence_at_the_step_it_comes(bed: Bed) -> None:
+    ids = bed.encode([(bed.root / "calibration.txt").read_text()])[0]
+    with pytest.raises(
+        Unsupported,
+        match=r"its loss was not finite at step 2 of 4 at learning rate 1e\+30: set a smaller learning_rate",
+    ):
+        training.train(bed.load(), ids, Recipe(4, 4, 1e30), 256)
+
+
+def test_each_step_of_a_training_is_told(bed: Bed) -> None:
+    ids = bed.encode([(bed.root / "calibration.txt").read_text()])[0]
+    told: list[tuple[int, int]] = []
+    training.train(bed.load(), ids, Recipe(4, 3, 0.0001), 256, lambda *step: told.append(step))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_training_that_only_harms_a_little_keeps_what_it_began_with(bed: Bed) -> None:
     ids = bed.encode([(bed.root / "calibration.txt").read_text()])[0]
     _, told = training.train(bed.load(), ids, Recipe(8, 2, 0.0002), 256)
