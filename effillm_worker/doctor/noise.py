@@ -114,7 +114,7 @@ def one_process(device: DeviceDeclaration, settings: Settings, within_s: float) 
     plan = PLAN.model_copy(update={"time_limit_s": max(PLAN.time_limit_s, within_s)})
     lease = Lease(
         job_id=1, sweep_id="doctor", fence=1, device_id=device.id, attempt=1, cell=cell_of(device), plan=plan,
-        load_group=uuid.uuid4().hex[:16], isolation=Isolation.CELL, fresh_child=True, ttl_s=within_s,
+        load_group=uuid.uuid4().hex[:16], isolation=Isolation.CELL, fresh_child=True, ttl_s=max(within_s, 1.0),
     )  # fmt: skip
     bench, over = Bench(device, settings, lambda _: None), threading.Event()
 

@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from effillm_server.api import examples
-from effillm_worker.head import free_port
+from effillm_server.ports import free_port
 from tests.support.faults.database import Database
 from tests.support.waiting import until
 

@@ -76,3 +76,10 @@ def lab(
         jobs = api.jobs(sweep["id"])
         by_state = {job["state"]: job["id"] for job in jobs}
         yield Lab(api, sweep["id"], by_state["measured"], by_state["infeasible"])
+
+
+@pytest.fixture
+def fresh(postgres_url: str, template_database: str, no_model_hub: None) -> Iterator[Lab]:
+    """A server over a lab of the test's own in which nothing has happened; for tests that measure."""
+    with served(postgres_url, template_database) as api:
+        yield Lab(api, "", 0, 0)

@@ -26,10 +26,10 @@ def test_a_measured_cell_shows_numbers_timeline_memory_conditions_and_fingerprin
     assert "SIMULATED" in markup.text
 
 
-def test_weights_and_cache_stand_beside_their_predictions_and_the_network_among_the_conditions(lab: Lab) -> None:
-    device = add_device(lab.api.engine)
-    sweep = lab.api.submit(name="account", batch_size=[1], quantization=["fp32"])["id"]
-    held = lease(lab.api.engine, device)
+def test_weights_and_cache_stand_beside_their_predictions_and_the_network_among_the_conditions(fresh: Lab) -> None:
+    device = add_device(fresh.api.engine)
+    sweep = fresh.api.submit(name="account", batch_size=[1], quantization=["fp32"])["id"]
+    held = lease(fresh.api.engine, device)
     assert held.sweep_id == sweep
     outcome = measured(held)
     account = {
@@ -39,11 +39,11 @@ def test_weights_and_cache_stand_beside_their_predictions_and_the_network_among_
     }
     memory = outcome.memory.model_copy(update={"account": account})
     details = outcome.details | {"network": "none"}
-    finish(lab.api.engine, held, outcome.model_copy(update={"memory": memory, "details": details}))
-    text = " ".join(Markup.of(lab.page(f"/jobs/{held.job_id}")).text.split())
+    finish(fresh.api.engine, held, outcome.model_copy(update={"memory": memory, "details": details}))
+    text = " ".join(Markup.of(fresh.page(f"/jobs/{held.job_id}")).text.split())
     assert "Line Found Predicted weights 222 MB 70.4 MB kv cache – 2 MB" in text
     assert "network none" in text
-    lab.api.http.post(f"/v1/sweeps/{sweep}/cancel")
+    fresh.api.http.post(f"/v1/sweeps/{sweep}/cancel")
 
 
 def test_what_is_run_by_hand_is_exactly_this_cell(lab: Lab) -> None:
@@ -110,17 +110,17 @@ def quantized(label: str) -> LoadedModel:
     )  # fmt: skip
 
 
-def test_a_quantized_cell_shows_bits_kernel_time_to_quantize_quality_and_its_partner(lab: Lab) -> None:
-    device = add_device(lab.api.engine)
-    sweep = lab.api.submit(name="stored", batch_size=[1], quantization=["fp32", "int8"])["id"]
+def test_a_quantized_cell_shows_bits_kernel_time_to_quantize_quality_and_its_partner(fresh: Lab) -> None:
+    device = add_device(fresh.api.engine)
+    sweep = fresh.api.submit(name="stored", batch_size=[1], quantization=["fp32", "int8"])["id"]
     jobs = {}
     for _ in range(2):
-        held = lease(lab.api.engine, device)
+        held = lease(fresh.api.engine, device)
         assert held.sweep_id == sweep
         label = held.cell.quantization
         jobs[label] = held.job_id
-        finish(lab.api.engine, held, as_measured(held, 1.0 if label == "fp32" else 2.0, 10**8, quantized(label)))
-    shown = {label: Markup.of(lab.page(f"/jobs/{job}")).text for label, job in jobs.items()}
+        finish(fresh.api.engine, held, as_measured(held, 1.0 if label == "fp32" else 2.0, 10**8, quantized(label)))
+    shown = {label: Markup.of(fresh.page(f"/jobs/{job}")).text for label, job in jobs.items()}
     for said in ("bits per weight 8.8 8 without scales", "quantized layers Linear8bitLt x 24", "time to quantize 1.5 s",
                  "speed against fp32 0.5 times", "peak memory against fp32 0% less", "decoding time in dequantization 70% 10% of prefill",
                  "same next token as unquantized 90.0%", "quality lost 5.13%", "tasks riddles acc 0.5 ± 0.05",

@@ -156,4 +156,4 @@ def test_a_child_judges_between_cells_and_goes_on_measuring(tmp_path: Path) -> N
         assert quality.tokens == 512
         child.say(measure_this(of))
         second = child.answer(CellRecord)
-        assert len(first.samples) == len(second.samples)
+        assert {sample.phase for sample in first.samples} == {sample.phase for sample in second.samples}
