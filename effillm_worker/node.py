@@ -299,6 +299,8 @@ def _environment(settings: Settings, token: Path | None, declarations: Path) -> 
         "RAY_USAGE_STATS_ENABLED": "0",
         # Its agents would poll beside the measurements.
         "RAY_enable_metrics_collection": "0",
+        # What is left of the dashboard would serve its own metrics to everybody. No port has this number, and Ray goes on without.
+        "DASHBOARD_METRIC_PORT": "65536",
     }
     head.use_token(environment, token)
     return environment
