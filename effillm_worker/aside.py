@@ -47,7 +47,7 @@ def run(
                 if (now := _processor_ticks(process.pid)) > spent:
                     spent = now
                     tick(round(time.monotonic() - begin), 0)
-        except BaseException:
+        except BaseException:  # a tick that raises and Ctrl-C too: nothing is left running beside
             process.kill()
             raise
 
