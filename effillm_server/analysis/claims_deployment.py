@@ -11,7 +11,7 @@ from effillm_server.analysis.claims import CONFIRMED, REFUTED, UNDECIDED, Claim,
 from effillm_server.analysis.efficiency import KEEPS_SHARE, QUANTIZATION_AXES
 from effillm_server.analysis.ratios import Ratio, cell_ratio
 from effillm_server.analysis.rows import AXES
-from effillm_server.analysis.words import interval, number, percent, slice_text
+from effillm_server.analysis.words import compared, interval, number, slice_text
 from effillm_server.contract.quantization import bits_of, method_of
 
 # Memory has no interval: a precision counts as smaller when its peak is lower by this share.
@@ -57,7 +57,7 @@ def _beside_wider(study: Study, cell: Cell, wider: Sequence[Cell]) -> Evidence:
     name, other_name = cell.axes["quantization"], shown.axes["quantization"]
     what = "the fastest wider precision" if shown is fastest else "a wider one"
     text = (
-        f"{name} runs at {interval(speed.as_dict())} times {other_name}, {what}, with {_compared(_saving(cell, shown))} "
+        f"{name} runs at {interval(speed.as_dict())} times {other_name}, {what}, with {compared(_saving(cell, shown))} "
         f"peak memory, for {_where(cell.axes)}"
     )
     return _evidence(cell, verdict, text, [cell, *wider])
@@ -160,10 +160,6 @@ def _saving(cell: Cell, other: Cell) -> float:
     """Share of `other`'s peak memory that `cell` saves; negative where it takes more."""
     mine, theirs = cell.estimate("memory_bytes"), other.estimate("memory_bytes")
     return 0.0 if mine is None or theirs is None else 1 - mine.value / theirs.value
-
-
-def _compared(saving: float) -> str:
-    return f"{percent(saving)} less" if saving >= 0 else f"{percent(-saving)} more"
 
 
 def _speed(cell: Cell) -> float:

@@ -12,7 +12,7 @@ from effillm_server.analysis.efficiency import QUANTIZATION_AXES, theoretical_bi
 from effillm_server.analysis.facts import UNQUANTIZED
 from effillm_server.analysis.pareto import pareto
 from effillm_server.analysis.ratios import Ratio, cell_ratio
-from effillm_server.analysis.words import interval, percent, slice_text
+from effillm_server.analysis.words import compared, interval, slice_text
 from effillm_server.contract.quantization import method_of
 
 REDUCTION_TOLERANCE = 0.05
@@ -50,8 +50,8 @@ def _saves(precision: str, tolerance: float) -> Callable[[Study], list[Evidence]
             if measured is not None and entry["batch_size"] == 1:
                 verdict = CONFIRMED if measured >= theory - tolerance else REFUTED
                 text = (
-                    f"{precision} saves {percent(measured)} of the peak memory of {entry['baseline']} (its bits say "
-                    f"{percent(theory)}; weights alone {percent(entry['weights_reduction_measured'])}) for {_where(entry)}"
+                    f"{precision} takes {compared(measured)} peak memory than {entry['baseline']} (its bits say "
+                    f"{compared(theory)}; weights alone {compared(entry['weights_reduction_measured'])}) for {_where(entry)}"
                 )
                 found.append(_evidence(entry, verdict, text))
         return found

@@ -15,6 +15,7 @@ KEEPS_SHARE = 0.8
 SECONDS_PER_HOUR = 3600
 MILLION = 1e6
 QUANTIZATION_AXES = ("quantization", "dtype")
+ON_PROCESSORS = ("fp32", "bf16", "fp16")
 
 
 def batch_scaling(of: Sequence[Cell], facts: Facts) -> list[dict[str, Any]]:
@@ -76,8 +77,34 @@ def quantization(of: Sequence[Cell], facts: Facts) -> list[dict[str, Any]]:
     """Every precision against every unquantized one of its slice: efficiency (speed kept), memory reduction, and why.
 
     The reduction in theory is 1 - bits / bits; beside it the measured one of the peak during inference, and of the weights.
+    `is_partner`: whether the unquantized one is the cell's own partner, see `partners`.
     """
-    return [against(cell, base, facts) for cell, base in pairs(of)]
+    own = {(id(cell), id(base)) for cell, base in partners(of)}
+    return [against(cell, base, facts) | {"is_partner": (id(cell), id(base)) in own} for cell, base in pairs(of)]
+
+
+def partners(of: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
+    """Every cell that has one with its unquantized partner: the same in fp16 on a GPU, in fp32 on a processor.
+
+    Where the device's own reference was not measured, the next unquantized precision that is wider stands in for it; the
+    reference itself has no partner.
+    """
+    best: dict[int, tuple[Cell, Cell]] = {}
+    for cell, base in pairs(of):
+        order = _references(cell)
+        if cell.axes["quantization"] == order[0]:
+            continue
+        place = {name: rank for rank, name in enumerate(order)}
+        known = best.get(id(cell))
+        if known is None or place[base.axes["quantization"]] < place[known[1].axes["quantization"]]:
+            best[id(cell)] = (cell, base)
+    return list(best.values())
+
+
+def _references(cell: Cell) -> tuple[str, ...]:
+    """Unquantized precisions, the device's own reference first."""
+    has_vram = any(row.get("vram_peak_bytes") is not None for row in cell.rows)
+    return UNQUANTIZED if has_vram else ON_PROCESSORS
 
 
 def pairs(of: Sequence[Cell]) -> list[tuple[Cell, Cell]]:

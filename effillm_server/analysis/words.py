@@ -50,6 +50,11 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.0%}"
 
 
+def compared(saving: float | None) -> str:
+    """Share saved, in words: `35% less`, for a negative one `35% more`."""
+    return "–" if saving is None else f"{percent(saving)} less" if saving >= 0 else f"{percent(-saving)} more"
+
+
 def plural(count: int, noun: str) -> str:
     """`1 cell`, `3 cells`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")

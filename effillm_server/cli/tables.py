@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from effillm_server.cli import evidence, memory
@@ -20,6 +20,7 @@ from effillm_server.cli.render import (
 )
 
 Record = Mapping[str, Any]
+Column = tuple[str, list[Any]]
 DONE_STATES = ("measured", "infeasible", "failed", "cancelled")
 
 
@@ -111,31 +112,60 @@ def job(record: Record) -> None:
 def results(rows: Iterable[Record]) -> None:
     """Result rows: what was measured, how well it is known, and what could not run."""
     rows = list(rows)
-    has_vram = any(row.get("vram_peak_bytes") is not None for row in rows)
-    has_hardware = len({row.get("hardware") for row in rows}) > 1
-    columns = ["state", "~model", "quant", ">batch", ">seq", ">tok/s ± CI", ">TTFT", ">RAM"]
-    has_quality = any(row.get("perplexity") is not None for row in rows)
-    has_partner = not is_narrow() and any(row.get("quantization_efficiency") is not None for row in rows)
-    columns += [">VRAM"] * has_vram + [">speed kept"] * has_partner + [">perplexity", ">rise"] * has_quality
-    columns += ["hardware"] * has_hardware + ["~verdict"]
-
-    def line(row: Record) -> list[Any]:
-        values = [
-            row["state"], model(row["model"]), row["quantization"], row["batch_size"], row["sequence_length"],
-            interval(row, "throughput_tok_s"), seconds_or_blank(row.get("ttft_s_mean")), bytes_or_blank(row.get("ram_peak_bytes")),
-        ]  # fmt: skip
-        values += [bytes_or_blank(row.get("vram_peak_bytes"))] * has_vram + [speed_kept(row)] * has_partner
-        values += quality(row) * has_quality
-        values += [row.get("hardware")] * has_hardware
-        return [*values, verdict(row)]
-
-    print_table(columns, map(line, rows), empty="no results yet")
+    columns = _result_columns(rows)
+    if is_narrow():
+        shared, columns = _shared(columns)
+        if shared:
+            say("every row: " + ", ".join(shared))
+    print_table(
+        [name for name, _ in columns], zip(*(values for _, values in columns), strict=True), empty="no results yet"
+    )
     doubtful = sum(row.get("verdict") == "invalid" for row in rows)
     if doubtful:
         say(
             f"{doubtful} of {len(rows)} rows were measured under bad conditions each time and are invalid: "
             "let the machine do nothing else and measure them again"
         )
+
+
+def _result_columns(rows: Sequence[Record]) -> list[Column]:
+    """What is shown of result rows, column by column; what none of them has is left out."""
+    has_vram = any(row.get("vram_peak_bytes") is not None for row in rows)
+    has_hardware = len({row.get("hardware") for row in rows}) > 1
+    has_quality = any(row.get("perplexity") is not None for row in rows)
+    has_partner = not is_narrow() and any(row.get("quantization_efficiency") is not None for row in rows)
+    perplexity_and_rise = [quality(row) for row in rows]
+
+    def column(name: str, value: Callable[[Record], Any]) -> Column:
+        return name, [value(row) for row in rows]
+
+    columns = [
+        column("state", lambda row: row["state"]), column("~model", lambda row: model(row["model"])),
+        column("quant", lambda row: row["quantization"]), column(">batch", lambda row: row["batch_size"]),
+        column(">seq", lambda row: row["sequence_length"]), column(">tok/s ± CI", lambda row: interval(row, "throughput_tok_s")),
+        column(">TTFT", lambda row: seconds_or_blank(row.get("ttft_s_mean"))),
+        column(">RAM", lambda row: bytes_or_blank(row.get("ram_peak_bytes"))),
+    ]  # fmt: skip
+    if has_vram:
+        columns.append(column(">VRAM", lambda row: bytes_or_blank(row.get("vram_peak_bytes"))))
+    if has_partner:
+        columns.append(column(">speed kept", speed_kept))
+    if has_quality:
+        columns += [
+            (">perplexity", [each[0] for each in perplexity_and_rise]),
+            (">rise", [each[1] for each in perplexity_and_rise]),
+        ]
+    if has_hardware:
+        columns.append(column("hardware", lambda row: row.get("hardware")))
+    return [*columns, column("~verdict", verdict)]
+
+
+def _shared(columns: Sequence[Column]) -> tuple[list[str], list[Column]]:
+    """What all rows have in common, in words, and the columns in which they differ; a single row is all columns."""
+    may_go = ("state", "~model", ">batch", ">seq")
+    gone = {name: values[0] for name, values in columns if name in may_go and len(values) > 1 and len(set(values)) == 1}
+    said = [str(value) if name in ("state", "~model") else f"{name.strip('>')} {value}" for name, value in gone.items()]
+    return said, [column for column in columns if column[0] not in gone]
 
 
 def speed_kept(row: Record) -> str:

@@ -11,12 +11,16 @@ import altair as alt
 from effillm_server.analysis.cells import label
 from effillm_server.analysis.efficiency import cost
 from effillm_server.figures import parts
+from effillm_server.figures.theme import MAX_SERIES
 from effillm_server.figures.view import NotEnough, Options, Row, View, require, view
+
+MOST_PRECISIONS = 32
+BAR = 14  # least width of a bar with its share of the gaps, pixels
 
 
 @dataclass(frozen=True)
 class ByPrecision:
-    """Bars of `metric` per model, one per precision."""
+    """Bars of `metric` per model, one per precision; where precisions are more than colours, per precision, one per model."""
 
     number: int
     title: str
@@ -28,15 +32,18 @@ class ByPrecision:
         """Chart specification. Raises NotEnough below two precisions."""
         of = view(rows, options, ("model", "weights", "quantization", "dtype"), self.preferred)
         of, models, dropped = parts.fewer(of, "model")
-        of, listed, also_dropped = parts.fewer(of, "quantization")
+        of, listed, also_dropped = parts.fewer(of, "quantization", MOST_PRECISIONS)
         data = _one_each(parts.points(of.cells, self.metric, "model", "quantization"))
         names = [name for name in listed if name in {p["series"] for p in data}]
         require(len(names), 2, f"{self.metric} of one model at two precisions or more")
         theme = parts.theme_of(options)
-        x = alt.X("model:N", title=None, sort=models, axis=alt.Axis(labelAngle=0, grid=False, labelLimit=160))
-        offset = alt.XOffset("series:N", sort=names, scale=alt.Scale(domain=names, paddingInner=0.08))
+        among, inner = (models, names) if len(names) <= MAX_SERIES else (names, models)
+        by, within, said = ("model", "series", "precision") if inner is names else ("series", "model", "model")
+        labels = {"labelAngle": 0, "labelLimit": 160} if inner is names else {"labelAngle": -40, "labelOverlap": False}
+        x = alt.X(f"{by}:N", title=None, sort=among, axis=alt.Axis(grid=False, **labels))
+        offset = alt.XOffset(f"{within}:N", sort=inner, scale=alt.Scale(domain=inner, paddingInner=0.08))
         y = alt.Y("y:Q", title=self.y_title, scale=alt.Scale(zero=True, nice=True))
-        tint = parts.color(names, theme, "precision")
+        tint = parts.color(inner, theme, said, field=within)
         base = alt.Chart(alt.Data(values=data)).encode(x=x, xOffset=offset)
         tooltip = [
             alt.Tooltip("model:N"),
@@ -45,7 +52,9 @@ class ByPrecision:
             alt.Tooltip("jobs:N"),
         ]
         layers = [base.mark_bar().encode(y=y, color=tint, tooltip=tooltip), *_whiskers(data, x, y, theme.ink, offset)]
-        chart = alt.layer(*layers).properties(width=max(options.width, 90 * len(models)), height=options.height)
+        chart = alt.layer(*layers).properties(
+            width=max(options.width, 90 * len(models), len(data) * BAR), height=options.height
+        )
         caption = of.caption(parts.bars_mean(data, of.facts), dropped, also_dropped, parts.also_measured(of))
         return parts.finish(chart, self.number, self.title, caption, options, **parts.stands_on(of))
 

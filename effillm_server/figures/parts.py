@@ -78,21 +78,21 @@ def in_order(of: Sequence[Cell], series: str, facts: Facts) -> list[str]:
     return [str(value) for value in sorted(present, key=lambda v: (isinstance(v, str), v is None, v))]
 
 
-def fewer(of: View, series: str) -> tuple[View, list[str], str]:
-    """At most eight series, the ones with most cells, and a note when some had to go."""
+def fewer(of: View, series: str, most: int = MAX_SERIES) -> tuple[View, list[str], str]:
+    """At most `most` series, the ones with most cells, and a note when some had to go."""
     names = in_order(of.cells, series, of.facts)
-    if len(names) <= MAX_SERIES:
+    if len(names) <= most:
         return of, names, ""
     counts = {name: sum(series_value(cell, series) == name for cell in of.cells) for name in names}
-    kept = sorted(names, key=lambda name: -counts[name])[:MAX_SERIES]
+    kept = sorted(names, key=lambda name: -counts[name])[:most]
     ordered = [name for name in names if name in kept]
-    note = f"{MAX_SERIES} of {len(names)} {series} values shown; filter to see the others"
+    note = f"{most} of {len(names)} {series} values shown; filter to see the others"
     return of.only(cell for cell in of.cells if series_value(cell, series) in kept), ordered, note
 
 
-def color(names: Sequence[str], theme: Theme, title: str | None) -> alt.Color:
+def color(names: Sequence[str], theme: Theme, title: str | None, *, field: str = "series") -> alt.Color:
     scale = alt.Scale(domain=list(names), range=list(theme.series[: len(names)]))
-    return alt.Color("series:N", title=title, scale=scale, legend=alt.Legend(title=title))
+    return alt.Color(f"{field}:N", title=title, scale=scale, legend=alt.Legend(title=title))
 
 
 def shape(names: Sequence[str], title: str | None) -> alt.Shape:

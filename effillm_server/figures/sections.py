@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
@@ -13,6 +13,7 @@ from effillm_server.contract.units import format_bytes, format_seconds
 from effillm_server.figures.html import Raw, folded, table, tagged, text
 
 Row = Mapping[str, Any]
+Pair = Mapping[str, Any]
 MOST_FITS = 120
 MOST_EVIDENCE = 40
 
@@ -86,7 +87,7 @@ def efficiency(study: Mapping[str, Any]) -> str:
     ]
     body = [
         "<h3>Quantization against an unquantized precision</h3>",
-        _quantization_table(study),
+        *_by_partner(study, _quantization_table),
         *_why(study),
         "<h3>Best batch size</h3>",
         _best_batch_table(study),
@@ -98,7 +99,17 @@ def efficiency(study: Mapping[str, Any]) -> str:
     return section("efficiency", "Efficiency", "".join(body))
 
 
-def _quantization_table(study: Mapping[str, Any]) -> Raw:
+def _by_partner(study: Mapping[str, Any], draw: Callable[[list[Pair], str], Raw]) -> list[Raw]:
+    """Each precision beside its own unquantized partner; the other unquantized ones behind a line to open."""
+    own = [e for e in study["quantization"] if e["is_partner"]]
+    others = [e for e in study["quantization"] if not e["is_partner"]]
+    if not others:
+        return [draw(own, "all pairs")]
+    title = f"against other unquantized precisions, {plural(len(others), 'pair')}"
+    return [draw(own, "all pairs"), folded(title, draw(others, ""))]
+
+
+def _quantization_table(pairs: list[Pair], fold: str) -> Raw:
     columns = [
         "slice",
         "against",
@@ -114,32 +125,39 @@ def _quantization_table(study: Mapping[str, Any]) -> Raw:
             slice_text(e), e["baseline"], _ratio(e["efficiency"]), _ratio(e["ttft_ratio"]), percent(e["memory_reduction_theory"]),
             percent(e["memory_reduction_measured"]), percent(e["weights_reduction_measured"]), _rise(e["quality_loss"]),
         ]
-        for e in study["quantization"]
+        for e in pairs
     ]  # fmt: skip
-    return table(columns, lines, fold="all pairs")
+    return table(columns, lines, fold=fold or None)
 
 
 def _why(study: Mapping[str, Any]) -> list[str]:
     """How far both sides of each pair run from the device's ceilings, and what that says; nothing where no side was measured."""
-    lines = [
-        [
-            slice_text(e), e["baseline"], *_both(e["shares"], "mbu_decode"), *_both(e["shares"], "mfu_prefill"),
-            _dequantization(e["shares"]["own"]),
-            e["reason"],
-        ]
-        for e in study["quantization"]
-        if any(value is not None for side in e["shares"].values() for value in side.values())
-    ]  # fmt: skip
-    if not lines:
+    told = [
+        e for e in study["quantization"] if any(v is not None for side in e["shares"].values() for v in side.values())
+    ]
+    if not told:
         return []
-    columns = ["slice", "against", "MBU#", "its#", "MFU#", "its#", "dequantization#", "reason"]
     note = (
         "<p class='muted'>MBU of decoding and MFU of prefill: shares of the device's own measured bandwidth and matrix rate that each "
         "side reaches; <i>its</i>: of the precision it is set against. Dequantization: share of decoding and of prefill that turning "
         "codes back into numbers takes, by a profiler at batch size 1. A reason stands where the difference is beyond noise and these "
         "numbers tell it.</p>"
     )
-    return ["<h3>Why a precision is slower or faster here</h3>", note, table(columns, lines, fold="all pairs")]
+    heading = "<h3>Why a precision is slower or faster here</h3>"
+    return [heading, note, *_by_partner({"quantization": told}, _why_table)]
+
+
+def _why_table(pairs: list[Pair], fold: str) -> Raw:
+    lines = [
+        [
+            slice_text(e), e["baseline"], *_both(e["shares"], "mbu_decode"), *_both(e["shares"], "mfu_prefill"),
+            _dequantization(e["shares"]["own"]),
+            e["reason"],
+        ]
+        for e in pairs
+    ]  # fmt: skip
+    columns = ["slice", "against", "MBU#", "its#", "MFU#", "its#", "dequantization#", "reason"]
+    return table(columns, lines, fold=fold or None)
 
 
 def _dequantization(shares: Mapping[str, float | None]) -> str | None:

@@ -37,8 +37,19 @@ DARK = Theme(
 )  # fmt: skip
 THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
-MAX_SERIES = len(SHAPES)
+# The last ones are paths in a square from -1 to 1, as Vega takes them.
+SHAPES = (
+    "circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left",
+    "M0,-1L0.22,-0.31L0.95,-0.31L0.36,0.12L0.59,0.81L0,0.38L-0.59,0.81L-0.36,0.12L-0.95,-0.31L-0.22,-0.31Z",
+    "M-0.9,-0.55L-0.55,-0.9L0,-0.35L0.55,-0.9L0.9,-0.55L0.35,0L0.9,0.55L0.55,0.9L0,0.35L-0.55,0.9L-0.9,0.55L-0.35,0Z",
+    "M-0.85,-0.85L0.85,-0.85L0,0L0.85,0.85L-0.85,0.85L0,0Z",
+    "M-0.3,-0.95L0.3,-0.95L0.3,0.95L-0.3,0.95Z",
+    "M-0.95,-0.3L0.95,-0.3L0.95,0.3L-0.95,0.3Z",
+    "M-0.85,-0.85L-0.85,0.85L0,0L0.85,0.85L0.85,-0.85L0,0Z",
+    "M-0.95,0.55A0.95,0.95,0,0,1,0.95,0.55Z",
+    "M-0.9,-0.9L-0.3,-0.9L-0.3,0.3L0.9,0.3L0.9,0.9L-0.9,0.9Z",
+)  # fmt: skip
+MAX_SERIES = len(LIGHT.series)
 
 
 def config(theme: Theme) -> dict[str, Any]:

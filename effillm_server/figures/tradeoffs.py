@@ -41,7 +41,7 @@ class MemoryThroughput:
             rows, options, ("model", "weights", "quantization", "dtype"), {"batch_size": 4, "sequence_length": 128}
         )
         of, models, dropped = parts.fewer(of, "model")
-        of, listed, also_dropped = parts.fewer(of, "quantization")
+        of, listed, also_dropped = parts.fewer(of, "quantization", len(SHAPES))
         data = self._points(of)
         require(len(data), 2, "two configurations with throughput and memory")
         front = pareto([{"x": p["x"], "y": p["y"]} for p in data], {"x": "min", "y": "max"})

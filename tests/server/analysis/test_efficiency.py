@@ -58,6 +58,9 @@ def test_quantization_is_set_against_every_wider_unquantized_precision() -> None
     assert int8["memory_reduction_theory"] == 0.5 and int8["weights_reduction_measured"] == pytest.approx(0.5)
     assert 0 < int8["memory_reduction_measured"] < 0.5
     assert pairs["int4", "fp16"]["memory_reduction_theory"] == 0.75
+    assert {pair for pair, entry in pairs.items() if entry["is_partner"]} == {
+        (p, "fp32") for p in ("fp16", "int8", "int4")
+    }
 
 
 def theory(label: str, **columns: Any) -> float | None:

@@ -114,7 +114,12 @@ def test_memory_claims_are_held_against_what_the_bits_say() -> None:
     rows = invent(Grid(quantization=("fp16", "int8"), models=("EleutherAI/pythia-1.4b",)), Laws(overhead_gb=0.0), QUIET)
     assert claim("int8-memory", rows)["verdict"] == CONFIRMED
     heavy = invent(Grid(quantization=("fp16", "int8")), Laws(overhead_gb=1.0), QUIET)
-    assert claim("int8-memory", heavy)["verdict"] == REFUTED
+    refuted = claim("int8-memory", heavy)
+    assert refuted["verdict"] == REFUTED
+    assert (
+        "int8 takes 10% less peak memory than fp16 (its bits say 50% less; weights alone 50% less) for"
+        in refuted["summary"]
+    )
 
 
 def test_larger_models_scale_better_when_eta_grows_with_size() -> None:

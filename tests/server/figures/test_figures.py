@@ -11,7 +11,7 @@ from altair.vegalite.v6.schema.core import load_schema
 from effillm_server.analysis import Facts
 from effillm_server.catalog import Price
 from effillm_server.errors import BadInput, NotFound
-from effillm_server.figures import FIGURES, Options, chart
+from effillm_server.figures import FIGURES, Options, chart, render
 from tests.support.sweeps import SIZES, Grid, Noise, infeasible, invent
 
 PRICES = {"cpu": Price(purchase_usd=2000, hourly_usd=0.5, source="invoice", date="2026-01-01"),
@@ -250,16 +250,42 @@ def test_precisions_with_options_have_their_place_beside_their_method() -> None:
     ]  # fmt: skip
 
 
-def test_labels_with_options_are_drawn_and_more_than_can_be_told_apart_are_cut_in_words() -> None:
-    rows = [
-        {**row, "quantization": label}
-        for label in ("fp32", *(f"uniform-b{bits}" for bits in range(1, 9)))
-        for row in invent(Grid())
-    ]
-    for name in ("quantization-radar", "memory-throughput", "throughput-by-quantization"):
-        spec = chart(name, rows, OPTIONS)
-        assert spec["usermeta"]["not_enough"] is None
-        assert "8 of 9 quantization values shown" in " ".join(spec["usermeta"]["caption"])
+def at_precisions(count: int, models: int = 1) -> list[dict[str, Any]]:
+    """Rows of `models` models at fp32 and made-up methods, `count` precisions in all."""
+    labels = ["fp32", *(f"uniform-b{bits}" for bits in range(1, count))]
+    return [{**row, "quantization": name} for name in labels for row in invent(Grid(models=tuple(SIZES)[:models]))]
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("quantization-radar", 8), ("memory-throughput", 16), ("throughput-by-quantization", 32)]
+)
+def test_labels_with_options_are_drawn_and_more_than_can_be_told_apart_are_cut_in_words(name: str, most: int) -> None:
+    for count in (most, most + 1):
+        spec = chart(name, at_precisions(count), OPTIONS)
+        validate_jsonschema(spec, SCHEMA)
+        meta = spec["usermeta"]
+        assert meta["not_enough"] is None and meta["n"] == most
+        cut = f"{most} of {count} quantization values shown" in " ".join(meta["caption"])
+        assert cut == (count > most)
+
+
+def test_every_precision_of_a_trade_off_has_a_shape_of_its_own() -> None:
+    spec = chart("memory-throughput", at_precisions(16), OPTIONS)
+    scale = next(u["encoding"]["shape"]["scale"] for u in layers(spec) if "shape" in u["encoding"])
+    assert len(set(scale["range"])) == len(scale["domain"]) == 16
+    assert "<svg" in render(spec, "svg").decode()
+
+
+def test_precisions_are_colours_while_there_are_enough_and_places_on_the_axis_beyond() -> None:
+    few, many = (chart("memory-by-quantization", at_precisions(count, models=2), OPTIONS) for count in (8, 9))
+    for spec, by, within in ((few, "model", "series"), (many, "series", "model")):
+        bars = next(u["encoding"] for u in layers(spec) if u["mark"]["type"] == "bar")
+        assert bars["x"]["field"] == by and bars["xOffset"]["field"] == bars["color"]["field"] == within
+        # Each bar has a place and a colour of its own: none hides another.
+        drawn = spec["data"]["values"]
+        assert len({(bar["model"], bar["series"]) for bar in drawn}) == len(drawn) == spec["usermeta"]["n"]
+        assert set(bars["color"]["scale"]["domain"]) == {bar[within] for bar in drawn}
+    assert many["width"] >= 18 * 14
 
 
 def test_both_kinds_of_best_batch_are_marked() -> None:

@@ -122,6 +122,15 @@ def test_why_a_precision_is_slower_stands_with_both_sides_numbers_where_they_wer
     assert "Why a precision is slower" not in html
 
 
+def test_each_precision_stands_beside_its_partner_and_the_others_are_behind_a_line() -> None:
+    written = report(sweep(), invent(Grid(quantization=("fp32", "bf16", "int8", "int4"))), OPTIONS)
+    part = written[written.index("Quantization against an unquantized precision") : written.index("Best batch size")]
+    shown, _, behind = part.partition("<details>")
+    assert [shown.count(f"<td>{name}</td>") for name in ("fp32", "bf16")] == [3, 0]
+    assert "against other unquantized precisions, 2 pairs" in behind
+    assert [behind.count(f"<td>{name}</td>") for name in ("fp32", "bf16")] == [0, 2]
+
+
 def test_it_holds_findings_claims_fits_frontier_validity_hardware_and_results(html: str) -> None:
     for section in (
         "findings",
