@@ -46,6 +46,7 @@ def definition() -> dict[str, Any]:
         "models": [{"id": "lab/trained", "weights": "pretrained"}],
         "quantization": axis,
         "quality": {"tokens": 512},
+        "measurement": {"warmup": {"min": 3, "max": 5}, "iterations": {"min": 5, "max": 6}},
         "runtime": ["nowhere", "default"],
         "exclude": [{"runtime": "nowhere", "quantization": [each for each in axis if each != "fp32"]}],
     }
