@@ -47,12 +47,14 @@ def interval(found: Mapping[str, Any], digits: int = 3) -> str:
 
 
 def percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.0%}"
+    return "–" if share is None else f"{share:.0%}".replace("-0%", "0%")
 
 
 def compared(saving: float | None) -> str:
     """Share saved, in words: `35% less`, for a negative one `35% more`."""
-    return "–" if saving is None else f"{percent(saving)} less" if saving >= 0 else f"{percent(-saving)} more"
+    if saving is None:
+        return "–"
+    return f"{percent(abs(saving))} {'less' if saving >= 0 else 'more'}"
 
 
 def plural(count: int, noun: str) -> str:

@@ -22,6 +22,7 @@ from effillm_worker.engines.base import Batch, CacheCount, Environment, LoadRequ
 from effillm_worker.engines.checkpoint import disk_bytes, dtype_argument, identity
 from effillm_worker.engines.clock import Clock, EventClock, ProcessorClock
 from effillm_worker.engines.rehearsal import rehearse
+from effillm_worker.meters.heap import trim
 from effillm_worker.quantization import method
 from effillm_worker.quantization.base import Conversion, account, kernels, quantized, roles
 
@@ -99,7 +100,10 @@ class TransformersEngine:
             facts = self._method.convert(self._model, tokenizer, self._context)
         # The model's own generation settings may end a sequence early, sample or penalise: none of them is used.
         self._model.generation_config = GenerationConfig()
-        gc.collect()
+        if self._method.converts:
+            self._give_back()
+        else:
+            gc.collect()
         return self._describe(facts)
 
     def ordinary_tokens(self) -> Sequence[int]:
@@ -201,7 +205,17 @@ class TransformersEngine:
 
     def unload(self) -> None:
         del self._model
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Free blocks to the kernel and the device.
+
+        After a conversion of our own these are the weights it began with and what a training took: who deploys the model loads its
+        codes and never had them, and a row must not depend on whether the cache held the training. What a library leaves behind
+        while it loads stays, as its users have it too.
+        """
         gc.collect()
+        trim()
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
 

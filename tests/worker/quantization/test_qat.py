@@ -4,13 +4,18 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
+from effillm_server.catalog import load
 from effillm_worker.engines.base import Unsupported
+from effillm_worker.messages import Opened
 from effillm_worker.quantization import training
 from effillm_worker.quantization.training import Recipe, SimulatedLinear
+from tests.support.child import child_process, opening
 from tests.support.conversion import Bed, one_thread
+from tests.support.fake_engine import cell
 
 QUICK = "qat-b2-n8-lr0.0002@calibration.txt"
 
@@ -121,3 +126,18 @@ def test_qat_beats_post_training_quantization_at_3_bits_on_held_out_text(tmp_pat
         print(seed, bed.nll(bed.load()), bed.nll(rounded), bed.nll(tuned))
         won += bed.nll(tuned) < bed.nll(rounded)
     assert won >= 2
+
+
+@pytest.mark.quantization
+@pytest.mark.timeout(600)
+def test_a_model_that_was_trained_here_holds_the_memory_of_one_whose_training_was_found(tmp_path: Path) -> None:
+    """And that of the codes alone: what training took is the kernel's again before anything is measured."""
+    held = {}
+    for label in ("uniform-b4-channel", "qat-b4-n2", "qat-b4-n2 again"):
+        of = cell(model="EleutherAI/pythia-70m", quantization=label.removesuffix(" again"))
+        with child_process() as child:
+            child.say(opening(of, tmp_path, architecture=load().models[of.model].architecture))
+            child.answer(Opened)
+            held[label] = psutil.Process(child.process.pid).memory_info().rss
+    print({label: f"{size / 1e6:.0f} MB" for label, size in held.items()})
+    assert max(held.values()) < 1.05 * min(held.values())
