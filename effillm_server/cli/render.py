@@ -57,8 +57,9 @@ def say(message: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """`value` as JSON on stdout."""
+    """`value` as JSON on stdout, at once: who reads it through a pipe may wait for it while this process goes on."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.flush()
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:

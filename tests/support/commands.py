@@ -22,8 +22,9 @@ WITHIN_S = 120
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """This process's environment without settings of EffiLLM or Ray, and with those given."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("EFFILLM_", "RAY_"))}
+    """This process's environment without settings of EffiLLM or Ray, buffered as a user's is, and with those given."""
+    others = ("EFFILLM_", "RAY_", "PYTHONUNBUFFERED")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return kept | {"COLUMNS": "200", "NO_COLOR": "1"} | settings
 
 
