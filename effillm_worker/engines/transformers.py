@@ -100,10 +100,10 @@ class TransformersEngine:
             facts = self._method.convert(self._model, tokenizer, self._context)
         # The model's own generation settings may end a sequence early, sample or penalise: none of them is used.
         self._model.generation_config = GenerationConfig()
+        gc.collect()
         if self._method.converts:
+            # Who deploys the model loads its codes, and never had the weights they were made of nor what a training took.
             self._give_back()
-        else:
-            gc.collect()
         return self._describe(facts)
 
     def ordinary_tokens(self) -> Sequence[int]:
@@ -208,12 +208,7 @@ class TransformersEngine:
         self._give_back()
 
     def _give_back(self) -> None:
-        """Free blocks to the kernel and the device.
-
-        After a conversion of our own these are the weights it began with and what a training took: who deploys the model loads its
-        codes and never had them, and a row must not depend on whether the cache held the training. What a library leaves behind
-        while it loads stays, as its users have it too.
-        """
+        """Free blocks to the kernel and the device."""
         gc.collect()
         trim()
         if self._device.type == "cuda":
