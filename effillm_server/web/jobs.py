@@ -72,7 +72,10 @@ def again(job: JobDetail, sweep: SweepView) -> str:
     plan: MeasurementPlan = sweep.definition.measurement
     changed = plan.model_dump(mode="json", exclude_defaults=True)
     changed.pop("repeats", None)
-    return words.plain_yaml(document | ({"measurement": changed} if changed else {}))
+    document |= {"measurement": changed} if changed else {}
+    if (quality := sweep.definition.quality) is not None:
+        document["quality"] = quality.model_dump(mode="json", exclude_defaults=True)
+    return words.plain_yaml(document)
 
 
 def _place(cell: Cell) -> str:

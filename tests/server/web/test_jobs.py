@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 import re
 
+import pytest
+
 from effillm_server.contract.outcome import Exit, Fault, FaultKind, LoadedModel
 from effillm_server.contract.parse import parse_definition
-from effillm_server.contract.quality import Agreement, Losses, Quality, TaskScore, TimeShares
+from effillm_server.contract.quality import Agreement, Losses, Quality, QualityPlan, TaskScore, TimeShares
 from effillm_server.expand import count
 from tests.server.web.conftest import Lab
 from tests.support.api import add_device, as_measured, finish, lease, measured
@@ -46,10 +48,26 @@ def test_weights_and_cache_stand_beside_their_predictions_and_the_network_among_
     fresh.api.http.post(f"/v1/sweeps/{sweep}/cancel")
 
 
+def again(lab: Lab, job: int) -> str:
+    """The sweep of this cell alone that its page shows."""
+    (shown,) = re.findall(
+        r'<pre class="code" tabindex="0" aria-labelledby="again-title">(.*?)</pre>', lab.page(f"/jobs/{job}"), re.S
+    )
+    return html.unescape(shown)
+
+
+@pytest.mark.parametrize("asked", [{}, {"tokens": 512}])
+def test_what_is_run_by_hand_measures_the_quality_that_the_sweep_asked_for(fresh: Lab, asked: dict[str, int]) -> None:
+    sweep = fresh.api.submit(name="judged", batch_size=[1], quantization=["fp16"], quality=asked)["id"]
+    job, *_ = fresh.api.http.get(f"/v1/sweeps/{sweep}/jobs").json()["items"]
+    assert parse_definition(again(fresh, job["id"])).quality == QualityPlan.model_validate(asked)
+    fresh.api.http.post(f"/v1/sweeps/{sweep}/cancel")
+
+
 def test_what_is_run_by_hand_is_exactly_this_cell(lab: Lab) -> None:
-    page = lab.page(f"/jobs/{lab.measured}")
-    shown = re.findall(r'<pre class="code" tabindex="0" aria-labelledby="again-title">(.*?)</pre>', page, re.S)
-    definition = parse_definition(html.unescape(shown[0]))
+    shown = again(lab, lab.measured)
+    definition = parse_definition(shown)
+    assert definition.quality is None
     cell = lab.api.http.get(f"/v1/jobs/{lab.measured}").json()["cell"]
     assert count(definition) == 1
     assert (definition.batch_size, definition.sequence_length) == ((cell["batch_size"],), (cell["sequence_length"],))
@@ -60,9 +78,7 @@ def test_what_is_run_by_hand_is_exactly_this_cell(lab: Lab) -> None:
             "{name: x, models: [a], hardware: [t4], quantization: [fp16], measurement: {warmup: 3, iterations: 5}}"
         ).measurement
     )
-    stored = lab.api.http.post(
-        "/v1/sweeps/preview", content=html.unescape(shown[0]), headers={"Content-Type": "application/yaml"}
-    )
+    stored = lab.api.http.post("/v1/sweeps/preview", content=shown, headers={"Content-Type": "application/yaml"})
     assert stored.json()["pending"] == 1
 
 
